@@ -1,0 +1,87 @@
+"""Read Arrow data: a Parquet file, a folder written by `datasets.save_to_disk`, or a data set of the hub."""
+
+import io
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from peft_bidora.data.table import Table, table_of_rows, unique_columns
+from peft_bidora.data.wording import listed, suggestion
+from peft_bidora.errors import DataError
+
+
+def read_parquet(source: str, data: bytes) -> Table:
+    """Read a Parquet file from its bytes.
+
+    Raises:
+        DataError: the bytes are no Parquet file.
+    """
+    import pyarrow  # type: ignore[import-untyped] # ships no types
+    import pyarrow.parquet  # type: ignore[import-untyped] # ships no types
+
+    try:
+        arrow = pyarrow.parquet.ParquetFile(io.BytesIO(data)).read()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{source} is not a readable Parquet file ({error}). Write it again.") from error
+    return _from_arrow(source, arrow, sha256(data).hexdigest())
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether `datasets.save_to_disk` wrote this folder."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def read_saved(source: str, folder: Path, split: str) -> Table:
+    """Read a saved `DatasetDict`'s split, or a saved `Dataset`, which has no splits and is taken as it is.
+
+    Raises:
+        DataError: the folder is damaged, or has no such split.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        saved = load_from_disk(str(folder))
+    except Exception as error:  # a damaged folder raises OSError, KeyError, ArrowInvalid, JSONDecodeError ...
+        raise DataError(
+            f"{source} is not a readable folder of datasets.save_to_disk ({error}). Save it again."
+        ) from error
+    if not isinstance(saved, DatasetDict):
+        return _from_arrow(source, _arrow_of(saved), _hash_of(folder))
+    if split not in saved:
+        raise DataError(f"{source} has no split {split!r}; it has {listed(saved)}.{suggestion(split, saved)}")
+    return _from_arrow(source, _arrow_of(saved[split]), _hash_of(folder / split))
+
+
+def read_hub(source: str, split: str) -> Table:
+    """Load a split of `owner/name` or `owner/name:config` from the Hugging Face hub or its local cache.
+
+    Raises:
+        DataError: whatever the hub's client raised.
+    """
+    from datasets import load_dataset
+
+    name, _, config = source.partition(":")
+    try:
+        loaded = load_dataset(name, config or None, split=split)
+    except Exception as error:  # the hub's client raises a dozen types without a common base
+        raise DataError(
+            f"{source} is no file or folder here, and looking for its split {split!r} on the Hugging Face hub failed "
+            f"({type(error).__name__}: {error}). Check the name and the network, or name a file."
+        ) from error
+    return _from_arrow(source, _arrow_of(loaded), None)
+
+
+def _arrow_of(dataset: Any) -> Any:
+    # The arrow format decodes no images or audio; `[:]`, unlike `.data`, applies a selection of rows.
+    return dataset.with_format("arrow")[:]
+
+
+def _from_arrow(source: str, arrow: Any, digest: str | None) -> Table:
+    return table_of_rows(source, unique_columns(source, arrow.column_names), arrow.to_pylist(), digest)
+
+
+def _hash_of(folder: Path) -> str:
+    digest = sha256()
+    for path in sorted(folder.glob("*.arrow")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,134 @@
+"""Decide which columns of a table hold the text, the label and the group."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from peft_bidora.data.table import Table
+from peft_bidora.data.wording import listed, suggestion
+from peft_bidora.errors import DataError
+
+LABEL_NAMES = ("label", "labels", "class", "category", "target", "y")
+TEXT_NAMES = ("text", "sentence", "content", "review", "question", "sequence", "document", "comment", "tweet")
+PAIR_NAMES = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("question", "sentence"),
+    ("question", "passage"),
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Name the columns of a classification table.
+
+    Args:
+        text: one column, or two for a pair.
+        label: the class of each row; None where the table has none.
+        group: rows that share its value are never torn by a split; None where the user named none.
+    """
+
+    text: tuple[str, ...]
+    label: str | None
+    group: str | None = None
+
+    def named(self) -> list[tuple[str, str]]:
+        """Return each column that is set with the recipe key that sets it."""
+        keys = [("data.text", column) for column in self.text]
+        optional = [("data.label", self.label), ("data.group", self.group)]
+        return keys + [(key, column) for key, column in optional if column is not None]
+
+
+def resolve_columns(
+    table: Table, text: Sequence[str] | None, label: str | None, group: str | None = None
+) -> tuple[Columns, list[str]]:
+    """Return the columns of a table and one sentence for each that was guessed.
+
+    What is None is guessed where the names leave no doubt. A table without any label column gives `label=None`;
+    whether it may is decided by `read_examples`.
+
+    Raises:
+        DataError: a named column is missing or named twice, or a guess is in doubt.
+    """
+    if text is not None and len(text) not in (1, 2):
+        raise DataError(f"data.text names {len(text)} columns; expected one, or two for a pair. Correct data.text.")
+    named = Columns(tuple(text or ()), label, group)
+    faults = [*_missing_faults(table, named.named()), *_repeated_faults(named.named())]
+    if faults:
+        raise DataError(*faults)
+    guesses: list[str] = []
+    if label is None:
+        label = _guess_label(table, taken=[column for _, column in named.named()])
+        guesses += [_guess_sentence(table, "data.label", (label,))] if label is not None else []
+    if text is None:
+        text = _guess_text(table, taken=[column for column in (label, group) if column is not None])
+        guesses.append(_guess_sentence(table, "data.text", text))
+    return Columns(tuple(text), label, group), guesses
+
+
+def require_columns(table: Table, columns: Columns) -> None:
+    """Check that a table has the columns that were resolved on another one.
+
+    Raises:
+        DataError: columns are missing; each is named with the nearest name there is.
+    """
+    faults = _missing_faults(table, columns.named())
+    if faults:
+        raise DataError(*faults)
+
+
+def _missing_faults(table: Table, named: Iterable[tuple[str, str]]) -> list[str]:
+    return [
+        f"{key} names the column {column!r}, but {table.source} has {listed(table.columns)}."
+        f"{suggestion(column, table.columns)} Correct {key}."
+        for key, column in named
+        if column not in table.columns
+    ]
+
+
+def _repeated_faults(named: list[tuple[str, str]]) -> list[str]:
+    keys: dict[str, list[str]] = {}
+    for key, column in named:
+        keys.setdefault(column, []).append(key)
+    return [
+        f"The column {column!r} is named by {' and by '.join(users)}; each needs a column of its own."
+        for column, users in keys.items()
+        if len(users) > 1
+    ]
+
+
+def _guess_label(table: Table, taken: Sequence[str]) -> str | None:
+    found = [name for name in LABEL_NAMES if name in table.columns and name not in taken]
+    if len(found) > 1:
+        raise DataError(_doubt(table, "data.label", f"{listed(found)} could each be the label"))
+    return found[0] if found else None
+
+
+def _guess_text(table: Table, taken: Sequence[str]) -> tuple[str, ...]:
+    free = [column for column in table.columns if column not in taken]
+    found: list[tuple[str, ...]] = [pair for pair in PAIR_NAMES if set(pair) <= set(free)]
+    paired = {column for pair in found for column in pair}
+    found += [(name,) for name in TEXT_NAMES if name in free and name not in paired]
+    found = found or [(column,) for column in free if _holds_strings(table, column)]
+    if len(found) == 1:
+        return found[0]
+    choices = ", ".join(f"({listed(columns)})" if len(columns) > 1 else repr(columns[0]) for columns in found)
+    raise DataError(
+        _doubt(table, "data.text", f"{choices} could each be the text" if found else "none is sure to be text")
+    )
+
+
+def _holds_strings(table: Table, column: str) -> bool:
+    values = [row[column] for row in table.rows if row.get(column) is not None]
+    return bool(values) and all(isinstance(value, str) for value in values)
+
+
+def _doubt(table: Table, key: str, why: str) -> str:
+    return f"{key} is not set, and of the columns of {table.source} ({listed(table.columns)}) {why}. Set {key}."
+
+
+def _guess_sentence(table: Table, key: str, columns: Sequence[str]) -> str:
+    noun = "column" if len(columns) == 1 else "columns"
+    return f"{key} is not set: using the {noun} {' and '.join(map(repr, columns))} of {table.source}"

@@ -1,0 +1,29 @@
+"""Count texts that occur again: within a file, with another label, or in another file."""
+
+from collections import Counter
+
+from peft_bidora.data.examples import Examples
+
+TextKey = tuple[str, ...]
+
+
+def text_keys(examples: Examples) -> list[TextKey]:
+    """Return what makes two rows the same: their texts without blanks at the ends, one or both of a pair."""
+    return [tuple(text.strip() for text in texts) for texts in examples.texts]
+
+
+def overlap(first: Examples, second: Examples) -> int:
+    """Return the number of rows of `second` whose text, or pair of texts, occurs in `first`."""
+    seen = set(text_keys(first))
+    return sum(key in seen for key in text_keys(second))
+
+
+def duplicates(examples: Examples) -> int:
+    """Return the number of rows that repeat the text of an earlier row."""
+    return len(examples) - len(set(text_keys(examples)))
+
+
+def conflicting(examples: Examples) -> int:
+    """Return the number of texts that occur with more than one label."""
+    labelled = set(zip(text_keys(examples), examples.required_labels(), strict=True))
+    return sum(count > 1 for count in Counter(key for key, _ in labelled).values())
