@@ -1,1 +1,1 @@
-
+"""What is adapted: PEFT's DoRA, made fast and differentiable."""

@@ -1,1 +1,1 @@
-
+"""How the bi-level problem is optimised; knows torch and nothing else."""

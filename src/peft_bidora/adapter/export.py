@@ -1,0 +1,59 @@
+"""Save, load and merge an adapter; what is saved is PEFT's own folder and needs nothing of this package."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from peft_bidora.adapter.attach import use_closed_form
+from peft_bidora.errors import AdapterError
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter (A, B, m and the head) as a PEFT folder: `adapter_config.json` and safetensors."""
+    model.save_pretrained(str(folder))
+
+
+def load_adapter(folder: Path, base_model: nn.Module, is_trainable: bool = False) -> PeftModel:
+    """Return the base model with the adapter of a folder, computing in closed form.
+
+    Args:
+        folder: what `save_adapter` or PEFT wrote.
+        base_model: the model that the adapter was trained on.
+        is_trainable: False freezes the adapter.
+
+    Raises:
+        AdapterError: the folder holds no adapter.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise AdapterError(f"{folder} holds no adapter: expected adapter_config.json there. Name the adapter's folder.")
+    model = PeftModel.from_pretrained(base_model, str(folder), is_trainable=is_trainable)
+    use_closed_form(model)
+    return model
+
+
+def merge_adapter(model: PeftModel, logits: Callable[[nn.Module], Tensor], tolerance: float) -> PreTrainedModel:
+    """Return the base model with the adapter merged into its weights, after comparing the two.
+
+    Args:
+        model: the PEFT model; it is used up, as by PEFT's `merge_and_unload`.
+        logits: computes the logits of a model on rows of its task.
+        tolerance: the largest absolute difference of a logit that is accepted.
+
+    Raises:
+        AdapterError: the merged model computes something else.
+    """
+    model.eval()
+    with torch.no_grad():
+        expected = logits(model)
+        merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+        difference = (logits(merged) - expected).abs().max().item()
+    if not difference <= tolerance:
+        raise AdapterError(
+            f"merging changed the logits by up to {difference:.3g}, more than the tolerance of {tolerance:.3g}."
+            " Load the base model in float32 to merge, or serve the adapter unmerged."
+        )
+    return merged

@@ -1,0 +1,48 @@
+"""The row norm of the direction in closed form: pure functions.
+
+    V  = W0 + s·B·A                 (out_features, in_features), never built
+    n  = ‖V‖, row by row            (out_features,)
+    W' = (m / n) ⊙ V                the adapted weight
+
+    W0 (out, in)   A (r, in)   B (out, r)   m (out,)   s = lora_alpha / r
+
+Reference: Liu et al. (DoRA), arXiv:2402.09353, section 4.
+"""
+
+import torch
+from torch import Tensor
+
+
+def row_norm(base_squared: Tensor, base_product: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
+    """Return n = ‖W0 + s·B·A‖ of each row (dim=1) without the sum.
+
+    n² = ‖W0‖² + 2s · rowsum((W0·Aᵀ) ⊙ B) + s² · rowsum((B·(A·Aᵀ)) ⊙ B)
+
+    Args:
+        base_squared: (out,), the squared L2 norm of each row of W0.
+        base_product: (out, r), W0·Aᵀ.
+        lora_a: (r, in), A.
+        lora_b: (out, r), B.
+        scaling: s.
+
+    Returns:
+        (out,), in the precision of `base_squared`.
+    """
+    cross = (base_product * lora_b).sum(dim=1)
+    low_rank = ((lora_b @ (lora_a @ lora_a.T)) * lora_b).sum(dim=1)
+    squared = base_squared + 2 * scaling * cross + scaling**2 * low_rank
+    # Rounding may leave a row that cancels to nothing a little below zero.
+    return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+
+
+def apply_scale(base: Tensor, bias: Tensor | None, low_rank: Tensor, scale: Tensor) -> Tensor:
+    """Return scale ⊙ (base − bias + low_rank) + bias, in one pass over the output.
+
+    Args:
+        base: (..., out), W0·x + bias.
+        bias: (out,), or None where the layer has none.
+        low_rank: (..., out), s·B·A·x.
+        scale: (out,), m / n.
+    """
+    total = base + low_rank
+    return total * scale if bias is None else torch.addcmul(bias * (1 - scale), total, scale)

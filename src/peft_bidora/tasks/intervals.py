@@ -1,0 +1,29 @@
+"""Percentile bootstrap intervals of a task's metrics."""
+
+import numpy as np
+
+from peft_bidora.tasks.task import Array, Task
+
+RESAMPLES = 1000
+COVERAGE = 0.95
+
+
+def scores_with_intervals(task: Task, predictions: Array, labels: Array, seed: int) -> dict[str, dict[str, float]]:
+    """Return each metric as {"value", "low", "high"}: the 2.5 and 97.5 % quantiles over 1000 resamples of the rows.
+
+    Args:
+        task: whose metrics.
+        predictions: (rows, ...), what the model returned.
+        labels: (rows,), the truth.
+        seed: the same seed gives the same intervals.
+    """
+    drawn = task.resampled_scores(predictions, labels, np.random.default_rng(seed), RESAMPLES)
+    tail = (1 - COVERAGE) / 2
+    return {
+        name: {
+            "value": value,
+            "low": float(np.quantile(drawn[name], tail)),
+            "high": float(np.quantile(drawn[name], 1 - tail)),
+        }
+        for name, value in task.scores(predictions, labels).items()
+    }
