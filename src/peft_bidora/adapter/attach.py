@@ -142,9 +142,7 @@ def use_closed_form(model: PeftModel) -> None:
     variant = ClosedFormDoraVariant()
     layers = list(dora_layers(model))
     for name, module, adapter in layers:
-        if not isinstance(module.lora_variant.get(adapter), ClosedFormDoraVariant) and (
-            module.lora_variant.get(adapter) is not DoraLinearVariant
-        ):
+        if type(module.lora_variant.get(adapter)) not in (DoraLinearVariant, ClosedFormDoraVariant):
             raise AdapterError(
                 f"{name} is {type(module.get_base_layer()).__name__}; the bi-level search adapts linear layers only."
                 " Leave it out of target_modules."
