@@ -40,7 +40,9 @@ class ClosedFormDoraVariant(DoraLinearVariant):
         bias = module.get_base_layer().bias
         dropout = module.lora_dropout[active_adapter]
         dropped = dropout(x) if module.training else x
-        low_rank = module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * module.scaling[active_adapter]
+        low_rank = (
+            module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * module.scaling[active_adapter]
+        )
         if isinstance(dropout, nn.Identity) or not module.training:
             return apply_scale(result, bias, low_rank, scale)
         # As in PEFT, the dropped input also passes W0 in the part that the magnitude adds.
@@ -59,7 +61,9 @@ class ClosedFormDoraVariant(DoraLinearVariant):
 def base_product(module: Any, lora_a: Tensor) -> Tensor:
     """Return W0·Aᵀ, (out, r), through the base layer's own forward pass."""
     base_layer = module.get_base_layer()
-    product: Tensor = base_layer(lora_a.to(base_layer.weight.dtype) if base_layer.weight.is_floating_point() else lora_a)
+    product: Tensor = base_layer(
+        lora_a.to(base_layer.weight.dtype) if base_layer.weight.is_floating_point() else lora_a
+    )
     if base_layer.bias is not None:
         product = product - base_layer.bias
     return product.T.to(lora_a.dtype)

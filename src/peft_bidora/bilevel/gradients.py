@@ -31,8 +31,9 @@ def loss_and_gradient(losses: Sequence[Loss], parameters: Sequence[Tensor]) -> t
     return total, tuple(gradient)
 
 
-def mixed_product(losses: Sequence[Loss], parameters: Sequence[Tensor], direction: Sequence[Tensor],
-                  vector: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def mixed_product(
+    losses: Sequence[Loss], parameters: Sequence[Tensor], direction: Sequence[Tensor], vector: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """Return (∂²Σlossᵢ / ∂parameters ∂direction) · vector by differentiating twice; exact.
 
     Args:
@@ -47,7 +48,12 @@ def mixed_product(losses: Sequence[Loss], parameters: Sequence[Tensor], directio
         reached = [(g, v) for g, v in zip(first, vector, strict=True) if g.requires_grad]
         if not reached:
             continue
-        second = torch.autograd.grad([g for g, _ in reached], parameters, grad_outputs=[v for _, v in reached],
-                                     allow_unused=True, materialize_grads=True)
+        second = torch.autograd.grad(
+            [g for g, _ in reached],
+            parameters,
+            grad_outputs=[v for _, v in reached],
+            allow_unused=True,
+            materialize_grads=True,
+        )
         product = [a + b for a, b in zip(product, second, strict=True)]
     return tuple(product)

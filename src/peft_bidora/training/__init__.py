@@ -1,1 +1,1 @@
-
+"""Where the bi-level core meets transformers' Trainer."""

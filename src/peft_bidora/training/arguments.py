@@ -1,0 +1,98 @@
+"""The options of a bi-level training run."""
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from peft_bidora.errors import RecipeError
+
+HYPERGRADIENTS = ("finite-difference", "one-sided", "exact", "first-order")
+XI_OF_LOWER = "lower-learning-rate"
+
+
+@dataclass
+class BiDoRAArguments(TrainingArguments):
+    """TrainingArguments whose own fields govern the lower level of the search phase, and these the rest.
+
+    Args:
+        upper_learning_rate: of the magnitudes; 4 to 10 times `learning_rate` works, 0 leaves them as they are.
+        upper_weight_decay: of the magnitudes; decay pulls the adapted weight towards zero.
+        upper_lr_scheduler_type: a transformers scheduler, over the upper steps.
+        upper_batch_size: rows of the upper split a pass; None for per_device_train_batch_size.
+        lower_steps: K, optimiser steps of the lower level for each of the upper.
+        hypergradient: "finite-difference" (central), "one-sided", "exact", or "first-order" (the direct gradient).
+        xi: ξ, the multiple of the identity in place of the inverse Hessian, or "lower-learning-rate" for the
+            present one.
+        finite_difference_radius: ‖εv‖; None for the default of the precision.
+        orthogonality: γ, the weight of the direction's orthogonality in the lower loss of the search.
+        retrain_from: "initial" resets the direction after the search, "search" continues from it.
+        retrain_max_steps: optimiser steps of the retrain phase; None for max_steps.
+        retrain_num_train_epochs: passes instead of steps; None for num_train_epochs.
+        retrain_learning_rate: None for learning_rate; so for the others below.
+    """
+
+    upper_learning_rate: float = 2e-2
+    upper_weight_decay: float = 0.0
+    upper_lr_scheduler_type: str = "constant"
+    upper_batch_size: int | None = None
+    lower_steps: int = 4
+    hypergradient: str = "finite-difference"
+    xi: float | str = field(default=1.0)
+    finite_difference_radius: float | None = None
+    orthogonality: float = 1e-5
+    retrain_from: str = "initial"
+    retrain_max_steps: int | None = None
+    retrain_num_train_epochs: float | None = None
+    retrain_learning_rate: float | None = None
+    retrain_per_device_train_batch_size: int | None = None
+    retrain_gradient_accumulation_steps: int | None = None
+    retrain_max_grad_norm: float | None = None
+    retrain_weight_decay: float | None = None
+    retrain_lr_scheduler_type: str | None = None
+    retrain_warmup_steps: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check every option of ours at once.
+
+        Raises:
+            RecipeError: an option is out of range, or the engine is one that the search does not support.
+        """
+        super().__post_init__()
+        faults = [
+            f"{name}={getattr(self, name)!r}: expected {expected}. Correct it."
+            for name, expected, valid in (
+                ("upper_learning_rate", "a finite number from 0 up", 0 <= self.upper_learning_rate < math.inf),
+                ("upper_batch_size", "a whole number from 1 up, or None", (self.upper_batch_size or 1) >= 1),
+                ("lower_steps", "a whole number from 1 up", self.lower_steps >= 1),
+                ("hypergradient", f"one of {', '.join(HYPERGRADIENTS)}", self.hypergradient in HYPERGRADIENTS),
+                ("retrain_from", "initial or search", self.retrain_from in ("initial", "search")),
+                ("orthogonality", "a number from 0 up", self.orthogonality >= 0),
+                ("xi", f"a finite number or {XI_OF_LOWER}", self.xi == XI_OF_LOWER or _is_finite(self.xi)),
+            )
+            if not valid
+        ]
+        faults += [
+            f"{name} is not supported by the bi-level search; {instead}"
+            for name, instead, wanted in (
+                ("fp16", "two optimisers break its loss scaling: use bf16 or float32.", self.fp16),
+                ("deepspeed", "it steps inside backward(): run on one process without it.", bool(self.deepspeed)),
+                ("fsdp", "run on one process without it.", bool(self.fsdp)),
+            )
+            if wanted
+        ]
+        if self.world_size > 1:
+            faults.append(
+                f"expected one process, got {self.world_size}: the bi-level search is not distributed yet."
+                " Start it without torchrun."
+            )
+        if self.n_gpu > 1:
+            faults.append(
+                f"expected one device, got {self.n_gpu}, which means DataParallel. Set CUDA_VISIBLE_DEVICES to one."
+            )
+        if faults:
+            raise RecipeError(*faults)
+
+
+def _is_finite(value: float | str) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,105 @@
+"""The state of the upper level that outlives a step: optimiser, schedule, data order, counters."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from peft_bidora.bilevel.hypergradient import (
+    Estimator,
+    UpperGradient,
+    central_difference_hypergradient,
+    default_radius,
+    direct_gradient,
+    exact_hypergradient,
+    one_sided_difference_hypergradient,
+)
+from peft_bidora.training.arguments import XI_OF_LOWER, BiDoRAArguments
+from peft_bidora.training.upper_batches import UpperBatches
+
+
+class UpperLevel:
+    """Optimiser, schedule and batches of the magnitudes, and the sums that are logged.
+
+    Args:
+        magnitude: the parameters of the upper level.
+        batches: of the upper split.
+        args: the options of the run.
+        search_steps: lower steps of the whole search phase.
+    """
+
+    def __init__(
+        self, magnitude: Sequence[nn.Parameter], batches: UpperBatches, args: BiDoRAArguments, search_steps: int
+    ) -> None:
+        self.batches = batches
+        self.steps = 0
+        self.optimizer = torch.optim.AdamW(
+            magnitude,
+            lr=args.upper_learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            weight_decay=args.upper_weight_decay,
+        )
+        upper_steps = max(1, search_steps // args.lower_steps)
+        self.scheduler = get_scheduler(
+            args.upper_lr_scheduler_type,
+            self.optimizer,
+            num_warmup_steps=args.get_warmup_steps(upper_steps),
+            num_training_steps=upper_steps,
+        )
+        self._sums: list[Tensor] = []
+        self._count = 0
+
+    def finish_step(self, gradient: UpperGradient) -> None:
+        """Advance the schedule and remember what is logged; nothing leaves the device."""
+        self.scheduler.step()
+        self.steps += 1
+        values = [gradient.upper_loss, gradient.norm(), gradient.direct_implicit_cosine()]
+        self._sums = [a + b for a, b in zip(self._sums, values, strict=True)] if self._sums else values
+        self._count += 1
+
+    def drain_logs(self) -> dict[str, float]:
+        """Return the means since the last call, and the learning rate."""
+        logs = {"upper_learning_rate": float(self.scheduler.get_last_lr()[0])}
+        if self._count:
+            loss, norm, cosine = (torch.stack(self._sums).float() / self._count).tolist()
+            logs |= {"upper_loss": loss, "hypergradient_norm": norm, "direct_implicit_cosine": cosine}
+        self._sums, self._count = [], 0
+        return logs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain tensors and containers."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "batches": self.batches.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.batches.load_state_dict(state["batches"])
+        self.steps = state["steps"]
+
+
+def estimator_of(args: BiDoRAArguments, lower_learning_rate: float) -> Estimator:
+    """Return the estimator that the options name, its own options bound.
+
+    Args:
+        args: the options of the run.
+        lower_learning_rate: the present one, for ξ = "lower-learning-rate".
+    """
+    xi = lower_learning_rate if args.xi == XI_OF_LOWER else float(args.xi)
+    radius = args.finite_difference_radius or default_radius(torch.bfloat16 if args.bf16 else torch.float32)
+    estimators: dict[str, Estimator] = {
+        "finite-difference": partial(central_difference_hypergradient, xi=xi, radius=radius),
+        "one-sided": partial(one_sided_difference_hypergradient, xi=xi, radius=radius),
+        "exact": partial(exact_hypergradient, xi=xi),
+        "first-order": direct_gradient,
+    }
+    return estimators[args.hypergradient]
