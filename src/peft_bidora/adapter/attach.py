@@ -134,7 +134,7 @@ def attach_adapter(
 
 
 def use_closed_form(model: PeftModel) -> None:
-    """Give every DoRA layer of a PEFT model the closed-form forward pass.
+    """Give every DoRA layer of a PEFT model the closed-form forward pass; layers that have it keep theirs.
 
     Raises:
         AdapterError: a DoRA layer is no linear layer (an embedding or a convolution, say).
@@ -148,7 +148,8 @@ def use_closed_form(model: PeftModel) -> None:
                 " Leave it out of target_modules."
             )
     for _, module, adapter in layers:
-        module.lora_variant[adapter] = variant
+        if type(module.lora_variant[adapter]) is DoraLinearVariant:
+            module.lora_variant[adapter] = variant
 
 
 def _output(model: nn.Module) -> nn.Module | None:

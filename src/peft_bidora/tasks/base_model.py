@@ -138,9 +138,7 @@ def _check_folder(name: str, path: Path) -> None:
     if not path.is_dir():
         raise ModelError(f"model={name} is a file; expected a model folder. Name the folder with its config.json.")
     if not (path / "config.json").is_file():
-        raise ModelError(
-            f"model={name} is no model folder: config.json is missing. Name a folder of save_pretrained."
-        )
+        raise ModelError(f"model={name} is no model folder: config.json is missing. Name a folder of save_pretrained.")
     if not any((path / file).is_file() for file in WEIGHT_FILES):
         raise ModelError(f"model={name} has no weights: expected one of {', '.join(WEIGHT_FILES)}. Save them there.")
 

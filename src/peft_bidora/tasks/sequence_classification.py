@@ -108,9 +108,7 @@ def scores(predictions: Array, labels: Array) -> dict[str, float]:
     return {name: float(value) for name, value in classification_scores(_counts(predictions, labels)).items()}
 
 
-def resampled_scores(
-    predictions: Array, labels: Array, rng: np.random.Generator, resamples: int
-) -> dict[str, Array]:
+def resampled_scores(predictions: Array, labels: Array, rng: np.random.Generator, resamples: int) -> dict[str, Array]:
     """Return (resamples,) values of each metric, over rows drawn with replacement."""
     return classification_scores(resample(_counts(predictions, labels), rng, resamples))
 

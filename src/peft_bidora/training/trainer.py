@@ -5,7 +5,7 @@ import logging
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +27,8 @@ from peft_bidora.training.checkpoint import checkpoint_step, last_whole_checkpoi
 from peft_bidora.training.upper_batches import Batch, UpperBatches
 from peft_bidora.training.upper_level import UpperLevel, estimator_of
 
+# What a mixin's `super()` and `self` are: some Trainer, known when the class is combined with one.
+_AnyTrainer: Any = Trainer if TYPE_CHECKING else object
 logger = logging.getLogger(__name__)
 
 UPPER_LEVEL_NAME = "upper_level.pt"
@@ -59,7 +61,7 @@ class ExactTrainer(Trainer):
             parameter.requires_grad_(trainable[name])
 
 
-class BilevelMixin:
+class BilevelMixin(_AnyTrainer):
     """Add the upper level to the training loop of any Trainer subclass: `class Mine(BilevelMixin, SomeTrainer)`.
 
     At every K-th step the gradients of both levels are taken at the same point: the magnitudes move along the
@@ -91,7 +93,7 @@ class BilevelMixin:
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the lower level's optimiser as Trainer would, of the direction alone."""
         require_gradient(list(self.levels.magnitude.values()), False)
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)  # type: ignore[misc]
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -101,12 +103,12 @@ class BilevelMixin:
             self._lower_losses = []
             gamma = self.args.orthogonality
             self._regularizer = OrthogonalityRegularizer(self.model) if gamma > 0 else None
-        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Run one lower pass and, with the last micro-batch of every K-th step, the upper step."""
         if self.phase != "search":
-            plain: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+            plain: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return plain
         magnitude = list(self.levels.magnitude.values())
         due = (self.state.global_step + 1) % self.args.lower_steps == 0
@@ -114,10 +116,10 @@ class BilevelMixin:
         require_gradient(magnitude, due and self.args.hypergradient == "one-sided")
         if due:
             batch = dict(inputs)
-            scale = 1.0 if num_items_in_batch is not None else 1.0 / self.current_gradient_accumulation_steps
-            loss = partial(self._scaled_loss, model, batch, num_items_in_batch, scale)
+            micro_batches = self.current_gradient_accumulation_steps
+            loss = partial(self._loss_share, model, batch, num_items_in_batch, micro_batches)
             self._lower_losses.append(ReplayedLoss(loss, capture_random_state()))
-        lower_loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        lower_loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             if due:
                 self._upper_step(model, magnitude)
@@ -133,7 +135,7 @@ class BilevelMixin:
             if self._logged_at is not None and now[0] > self._logged_at[0]:
                 logs["seconds_per_step"] = (now[1] - self._logged_at[1]) / (now[0] - self._logged_at[0])
             self._logged_at = now
-        super().log(logs, start_time)  # type: ignore[misc]
+        super().log(logs, start_time)
 
     def _upper_step(self, model: nn.Module, magnitude: list[nn.Parameter]) -> None:
         upper = self._upper
@@ -164,15 +166,17 @@ class BilevelMixin:
 
     def _upper_losses(self, model: nn.Module, batches: list[Batch]) -> list[Any]:
         items = self._get_num_items_in_batch(batches, self.args.device)
-        scale = 1.0 if items is not None else 1.0 / len(batches)
-        return [partial(self._scaled_loss, model, batch, items, scale) for batch in batches]
+        return [partial(self._loss_share, model, batch, items, len(batches)) for batch in batches]
 
-    def _scaled_loss(self, model: nn.Module, batch: Batch, items: Tensor | int | None, scale: float) -> Tensor:
-        """The loss of a micro-batch such that those of a batch add up to its mean."""
+    def _loss_share(self, model: nn.Module, batch: Batch, items: Tensor | int | None, micro_batches: int) -> Tensor:
+        """The loss of a micro-batch, such that those of a batch add up to its mean; scaled as Trainer scales its own."""
         inputs = self._prepare_inputs(dict(batch))
         with self.compute_loss_context_manager():
             loss: Tensor = self.compute_loss(model, inputs, num_items_in_batch=items)
-        return loss * scale
+        scaled = self.loss_is_scaled_for_ga
+        if scaled is None:
+            scaled = (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
+        return loss if scaled else loss / micro_batches
 
     def _new_upper_level(self, search_steps: int) -> UpperLevel:
         args: BiDoRAArguments = self.args
@@ -192,12 +196,12 @@ class BilevelMixin:
         return UpperLevel(list(self.levels.magnitude.values()), batches, args, search_steps)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        super()._save_optimizer_and_scheduler(output_dir)
         if self.phase == "search" and self._upper is not None:
             torch.save(self._upper.state_dict(), Path(output_dir) / UPPER_LEVEL_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        super()._load_optimizer_and_scheduler(checkpoint)
         if self.phase == "search" and self._upper is not None and checkpoint is not None:
             path = Path(checkpoint) / UPPER_LEVEL_NAME
             if not path.is_file():
@@ -276,7 +280,6 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
         self.phase, self.args = phase, args
         self.optimizer = self.lr_scheduler = None
         self._train_batch_size = args.train_batch_size
-        self.accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
         require_gradient(list(self.levels.magnitude.values()), False)
         set_seed(args.seed + (1 if phase == "retrain" else 0))
 

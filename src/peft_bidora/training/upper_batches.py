@@ -1,4 +1,4 @@
-"""The order in which the upper level reads its rows: a function of (seed, epoch), with no draw from a global generator."""
+"""The order in which the upper level reads its rows: f(seed, epoch), with no draw from a global generator."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,0 +1,259 @@
+"""The Trainer: levels, counts, exact resume, accumulation (contracts 5, 7 and 9)."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback, TrainingArguments, default_data_collator
+
+from peft_bidora.training.arguments import BiDoRAArguments
+from peft_bidora.training.trainer import BiDoRATrainer, ExactTrainer
+
+OPTIONS: dict[str, Any] = {
+    "max_steps": 7,
+    "retrain_max_steps": 6,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "upper_learning_rate": 3e-2,
+    "lower_steps": 2,
+    "logging_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 3,
+    "report_to": [],
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
+
+
+def make_trainer(adapted: Any, rows: Any, output: Path, **changes: Any) -> BiDoRATrainer:
+    callbacks = changes.pop("callbacks", None)
+    return BiDoRATrainer(
+        model=adapted,
+        args=BiDoRAArguments(output_dir=str(output), **{**OPTIONS, **changes}),
+        train_dataset=rows(10, seed=1),
+        upper_dataset=rows(7, seed=2),
+        eval_dataset=rows(6, seed=3),
+        data_collator=default_data_collator,
+        callbacks=callbacks,
+    )
+
+
+def values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_identical(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    differing = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not differing
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing of the trainer runs after it."""
+
+    def __init__(self) -> None:
+        super().__init__("killed")
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, phase: str, step: int) -> None:
+        self.phase, self.step = phase, step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if Path(args.output_dir).name == self.phase and state.global_step == self.step:
+            raise Killed
+
+
+def test_training_changes_the_trainable_parameters_and_no_frozen_bit(make_adapted, make_rows, tmp_path):
+    adapted = make_adapted(dropout=0.1)
+    before = values(adapted)
+    trainer = make_trainer(adapted, make_rows, tmp_path)
+    trainable = {**trainer.levels.direction, **trainer.levels.magnitude}.keys()
+    trainer.train()
+    after = values(adapted)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == set(trainable)
+
+
+def test_levels_are_disjoint_and_all_that_is_trainable(make_adapted, make_rows, tmp_path):
+    adapted = make_adapted()
+    trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    levels = make_trainer(adapted, make_rows, tmp_path).levels
+    assert levels.direction.keys() | levels.magnitude.keys() == trainable
+    assert not levels.direction.keys() & levels.magnitude.keys()
+    assert all("lora_magnitude_vector" in name for name in levels.magnitude)
+
+
+def test_zero_upper_learning_rate_leaves_magnitude_bit_identical(make_adapted, make_rows, tmp_path):
+    adapted = make_adapted(dropout=0.1)
+    trainer = make_trainer(adapted, make_rows, tmp_path, upper_learning_rate=0.0)
+    before = values(adapted)
+    trainer.train()
+    after = values(adapted)
+    assert_identical({n: before[n] for n in trainer.levels.magnitude}, {n: after[n] for n in trainer.levels.magnitude})
+
+
+@pytest.mark.parametrize(("lower_steps", "upper_steps"), [(1, 7), (2, 3), (4, 1), (8, 0)])
+def test_upper_step_follows_every_kth_lower_step(make_adapted, make_rows, tmp_path, lower_steps, upper_steps):
+    trainer = make_trainer(make_adapted(), make_rows, tmp_path, lower_steps=lower_steps)
+    trainer.train()
+    assert trainer._upper.steps == upper_steps
+
+
+def test_magnitudes_stay_fixed_in_the_retrain_phase(make_adapted, make_rows, tmp_path):
+    adapted = make_adapted()
+    trainer = make_trainer(adapted, make_rows, tmp_path)
+    trainer._search(None, tmp_path / "search", {})
+    found = values(adapted)
+    other = make_adapted()
+    trained = make_trainer(other, make_rows, tmp_path / "whole")
+    trained.train()
+    assert_identical(
+        {n: found[n] for n in trained.levels.magnitude},
+        {n: p.detach() for n, p in trained.levels.magnitude.items()},
+    )
+
+
+@pytest.mark.parametrize("source", ["initial", "search"])
+def test_retrain_starts_from_the_direction_that_was_asked_for(make_adapted, make_rows, tmp_path, source):
+    adapted = make_adapted()
+    initial = values(adapted)
+    trainer = make_trainer(adapted, make_rows, tmp_path, retrain_from=source)
+    trainer._search(None, tmp_path / "search", {})
+    same = [torch.equal(initial[name], parameter) for name, parameter in trainer.levels.direction.items()]
+    assert all(same) if source == "initial" else not any(same)
+
+
+def test_no_level_reads_rows_of_another_split(make_adapted, make_rows, tmp_path, monkeypatch):
+    trainer = make_trainer(make_adapted(), make_rows, tmp_path)
+    seen: dict[str, set[tuple[int, ...]]] = {"lower": set(), "upper": set(), "retrain": set()}
+    level = "lower"
+    compute_loss, upper_step = trainer.compute_loss, trainer._upper_losses
+
+    def spy(model, inputs, **kwargs):
+        where = "retrain" if trainer.phase == "retrain" else level
+        seen[where].update(tuple(row) for row in inputs["input_ids"].tolist())
+        return compute_loss(model, inputs, **kwargs)
+
+    def upper(model, batches):
+        seen["upper"].update(tuple(row) for batch in batches for row in batch["input_ids"].tolist())
+        return [lambda loss=loss: _as_upper(loss) for loss in upper_step(model, batches)]
+
+    def _as_upper(loss):
+        nonlocal level
+        level = "upper"
+        try:
+            return loss()
+        finally:
+            level = "lower"
+
+    monkeypatch.setattr(trainer, "compute_loss", spy)
+    monkeypatch.setattr(trainer, "_upper_losses", upper)
+    trainer.train()
+    lower, held_out, selection = (
+        {tuple(row["input_ids"]) for row in make_rows(n, seed=s)} for n, s in ((10, 1), (7, 2), (6, 3))
+    )
+    assert seen["lower"] == lower
+    assert seen["upper"] <= held_out
+    assert seen["upper"]
+    assert seen["retrain"] <= lower | held_out
+    assert not (seen["lower"] | seen["upper"] | seen["retrain"]) & selection
+
+
+def test_logs_hold_both_levels(make_adapted, make_rows, tmp_path):
+    trainer = make_trainer(make_adapted(), make_rows, tmp_path)
+    trainer.train()
+    search = [entry for entry in trainer.log_history if entry["phase"] == "search" and "loss" in entry]
+    assert {
+        "upper_loss",
+        "learning_rate",
+        "upper_learning_rate",
+        "hypergradient_norm",
+        "direct_implicit_cosine",
+        "seconds_per_step",
+    } <= search[-1].keys()
+    assert any(entry["phase"] == "retrain" for entry in trainer.log_history)
+
+
+RESUME = {"eval_strategy": "epoch", "save_steps": 1, "save_total_limit": 2}
+
+
+@pytest.mark.parametrize("phase", ["search", "retrain"])
+@pytest.mark.parametrize("kill", range(1, 7))
+@pytest.mark.parametrize("hypergradient", ["finite-difference", "one-sided"])
+def test_killed_and_resumed_run_is_bit_identical(make_adapted, make_rows, tmp_path, phase, kill, hypergradient):
+    changes = {**RESUME, "hypergradient": hypergradient, "save_steps": 1 + kill % 3}
+    whole = make_adapted(dropout=0.1)
+    make_trainer(whole, make_rows, tmp_path / "whole", **changes).train()
+    with pytest.raises(Killed, match="killed"):
+        make_trainer(
+            make_adapted(dropout=0.1), make_rows, tmp_path / "cut", **changes, callbacks=[KillAt(phase, kill)]
+        ).train()
+    resumed = make_adapted(dropout=0.1)
+    make_trainer(resumed, make_rows, tmp_path / "cut", **changes).train(resume_from_checkpoint=True)
+    assert_identical(values(whole), values(resumed))
+
+
+def test_corrupt_checkpoint_is_named_and_the_one_before_it_used(make_adapted, make_rows, tmp_path, caplog):
+    whole = make_adapted(dropout=0.1)
+    make_trainer(whole, make_rows, tmp_path / "run").train()
+    last = tmp_path / "run" / "retrain" / "checkpoint-6"
+    path = last / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    resumed = make_adapted(dropout=0.1)
+    make_trainer(resumed, make_rows, tmp_path / "run").train(resume_from_checkpoint=True)
+    assert str(path) in caplog.text
+    assert "checkpoint-3" in caplog.text
+    assert_identical(values(whole), values(resumed))
+
+
+def test_incomplete_checkpoint_is_passed_over(make_adapted, make_rows, tmp_path, caplog):
+    whole = make_adapted(dropout=0.1)
+    make_trainer(whole, make_rows, tmp_path / "run").train()
+    shutil.rmtree(tmp_path / "run" / "retrain")
+    (tmp_path / "run" / "search" / "checkpoint-7" / "trainer_state.json").unlink()
+    resumed = make_adapted(dropout=0.1)
+    make_trainer(resumed, make_rows, tmp_path / "run").train(resume_from_checkpoint=True)
+    assert "checkpoint-7 is incomplete" in caplog.text
+    assert_identical(values(whole), values(resumed))
+
+
+@pytest.mark.parametrize("hypergradient", ["finite-difference", "one-sided", "exact", "first-order"])
+def test_accumulated_quarter_batches_equal_the_whole_batch(make_adapted, make_rows, tmp_path, hypergradient):
+    models = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        adapted = make_adapted().double()
+        trainer = make_trainer(
+            adapted,
+            make_rows,
+            tmp_path / str(size),
+            hypergradient=hypergradient,
+            lower_steps=1,
+            max_steps=3,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            retrain_max_steps=2,
+            optim="sgd",
+            adam_epsilon=1e-3,
+        )
+        trainer.train_dataset, trainer.upper_dataset = make_rows(8, seed=1), make_rows(8, seed=2)
+        trainer.train()
+        models.append(values(adapted))
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=1e-7, atol=1e-9)  # float64 sums in another order
+
+
+def test_plain_trainer_divides_a_classification_loss_under_accumulation(make_adapted, make_rows, tmp_path):
+    models = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        adapted = make_adapted(use_dora=False).double()
+        options = {k: v for k, v in OPTIONS.items() if not k.startswith(("upper", "lower", "retrain"))}
+        options |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 3}
+        args = TrainingArguments(output_dir=str(tmp_path / str(size)), **options, optim="sgd")
+        ExactTrainer(model=adapted, args=args, train_dataset=make_rows(8), data_collator=default_data_collator).train()
+        models.append(values(adapted))
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=1e-7, atol=1e-9)
