@@ -1,0 +1,5 @@
+"""`python -m peft_bidora`."""
+
+from peft_bidora.cli import main
+
+main()

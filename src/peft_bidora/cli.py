@@ -1,0 +1,168 @@
+"""The command `peft-bidora`: a few lines a command; what is heavy is imported inside."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from peft_bidora.errors import BiDoRAError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-tune a pretrained model with BiDoRA, DoRA, LoRA or in full, by a recipe.",
+)
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as search.steps=100.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the killed run in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run in the output folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train by a recipe and score the test rows."""
+    from peft_bidora.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    _quiet_libraries()
+    from peft_bidora.recipe.run import run
+
+    try:
+        result = run(loaded, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; go on with the same command and --resume", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(result.metrics, indent=2))
+        return
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
+    _print_run(result.folder, result.metrics)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Report every fault of a recipe and its data at once; load no weights."""
+    from peft_bidora.recipe.load import dump_recipe, load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    _quiet_libraries()
+    from peft_bidora.recipe.folder import check_output
+    from peft_bidora.recipe.prepare import prepare
+
+    faults: list[str] = []
+    prepared = _collect(faults, prepare, loaded)
+    _collect(faults, check_output, loaded.output, resume=False, overwrite=False)
+    if faults or prepared is None:
+        raise BiDoRAError(*faults)
+    rows = {name: len(part) for name, part in prepared.rows.parts.items()}
+    if as_json:
+        report = {"rows": rows, "labels": prepared.rows.names, "notes": prepared.rows.notes}
+        typer.echo(json.dumps({**report, "target_modules": prepared.target_modules}, indent=2, ensure_ascii=False))
+        return
+    typer.echo(dump_recipe(loaded))
+    typer.echo("rows: " + ", ".join(f"{name} {count}" for name, count in rows.items()))
+    typer.echo("classes: " + ", ".join(prepared.rows.names))
+    typer.echo("adapted modules: " + (", ".join(prepared.target_modules) or "none (all weights are trained)"))
+    for note in prepared.rows.notes:
+        typer.echo(f"note: {note}")
+    typer.echo("No faults found.")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="A labelled file; the run's test rows.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a finished run on its test rows or on another file."""
+    _quiet_libraries()
+    from peft_bidora.recipe.run import evaluate as evaluate_run
+
+    scores = evaluate_run(run, data)
+    if as_json:
+        typer.echo(json.dumps(scores, indent=2))
+        return
+    table = Table("metric", "value", "95 % interval")
+    _add_scores(table, scores)
+    _console().print(table)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line a fault on standard error, and exit code 2."""
+    try:
+        app()
+    except BiDoRAError as error:
+        for fault in error.faults:
+            typer.echo(f"error: {fault}", err=True)
+        sys.exit(2)
+
+
+def _collect(faults: list[str], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except BiDoRAError as error:
+        faults.extend(error.faults)
+        return None
+
+
+def _quiet_libraries() -> None:
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    transformers_logging.set_verbosity_error()
+
+
+def _console() -> Console:
+    # A pipe has no width: do not fold what another program may read.
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _add_scores(table: Table, scores: dict[str, dict[str, float]]) -> None:
+    for name, score in scores.items():
+        table.add_row(name, f"{score['value']:.4f}", f"{score['low']:.4f} – {score['high']:.4f}")
+
+
+def _print_run(folder: Path, metrics: dict[str, Any]) -> None:
+    table = Table(
+        "test metric", "value", "95 % interval", title=f"{metrics['method']} on {metrics['rows']['test']} rows"
+    )
+    _add_scores(table, metrics["test"])
+    console = _console()
+    console.print(table)
+    share = 100 * metrics["trainable_parameters"] / metrics["parameters"]
+    adapter = folder / ("model" if metrics["method"] == "full" else "adapter")
+    lines = [
+        f"trainable parameters  {metrics['trainable_parameters']:,} ({share:.2f} % of all)",
+        f"training time         {metrics['seconds']:.1f} s",
+        f"peak memory           {metrics['peak_memory_bytes'] / 2**20:,.0f} MiB",
+        f"run folder            {folder}",
+        f"{'weights' if metrics['method'] == 'full' else 'adapter'}               {adapter}",
+    ]
+    if metrics["method"] != "full":
+        labels = len(metrics.get("labels", ()))
+        lines += [
+            "",
+            "Load it without this package:",
+            "  from peft import AutoPeftModelForSequenceClassification",
+            "  from transformers import AutoTokenizer",
+            f'  model = AutoPeftModelForSequenceClassification.from_pretrained("{adapter}", num_labels={labels})',
+        ]
+    typer.echo("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

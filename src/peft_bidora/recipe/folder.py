@@ -1,0 +1,120 @@
+"""The run folder: what stands in it, and whether a run may start or go on there."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from peft_bidora.errors import CheckpointError, RecipeError
+from peft_bidora.recipe.load import dump_recipe
+from peft_bidora.recipe.prepare import Rows
+from peft_bidora.recipe.schema import Recipe
+
+RECIPE, MANIFEST, METRICS = "recipe.yaml", "manifest.json", "metrics.json"
+PACKAGES = ("peft-bidora", "torch", "transformers", "peft", "accelerate", "datasets")
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds a run of ours."""
+    return (folder / RECIPE).is_file() or (folder / MANIFEST).is_file()
+
+
+def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise unless a run may start (or, with resume, go on) in a folder.
+
+    Raises:
+        RecipeError: another run or other files are there.
+        CheckpointError: there is no run to resume.
+    """
+    if resume:
+        if not is_run(folder):
+            raise CheckpointError(f"output={folder} holds no run to resume. Start it without --resume.")
+    elif folder.exists() and not folder.is_dir():
+        raise RecipeError(f"output={folder} is a file; expected a folder to make. Name another output.")
+    elif is_run(folder) and not overwrite:
+        raise RecipeError(
+            f"output={folder} holds another run. Go on with it by --resume, replace it by --overwrite, or name another"
+            " output."
+        )
+    elif folder.is_dir() and not is_run(folder) and any(folder.iterdir()):
+        raise RecipeError(f"output={folder} holds files that are no run; they are left alone. Name another output.")
+
+
+def begin(recipe: Recipe, rows: Rows) -> dict[str, Any]:
+    """Make an empty run folder with its recipe and manifest; return the manifest."""
+    if recipe.output.exists():
+        shutil.rmtree(recipe.output)
+    recipe.output.mkdir(parents=True)
+    manifest = {
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "seed": recipe.seed,
+        "data_sha256": rows.file_hashes,
+        "split_sha256": rows.split_hashes(),
+        "rows": {name: len(part) for name, part in rows.parts.items()},
+        "labels": rows.names,
+    }
+    write_text(recipe.output / RECIPE, dump_recipe(recipe))
+    write_json(recipe.output / MANIFEST, manifest)
+    return manifest
+
+
+def check_same_run(recipe: Recipe, rows: Rows) -> dict[str, Any]:
+    """Return the manifest of the run in the output folder, after comparing it with this recipe and data.
+
+    Raises:
+        CheckpointError: the recipe or the data changed; each key that did is named.
+    """
+    folder = recipe.output
+    try:
+        old = _flat(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{folder} cannot be resumed: {error}. Start the run anew with --overwrite.") from None
+    new = _flat(yaml.safe_load(dump_recipe(recipe)))
+    faults = [
+        f"{key} was {old.get(key)!r} and is {new.get(key)!r}: a run is resumed with the recipe that it began with."
+        " Put it back, or start anew with --overwrite."
+        for key in sorted(old.keys() | new.keys())
+        if key != "output" and old.get(key) != new.get(key)
+    ]
+    for what, now in (("data_sha256", rows.file_hashes), ("split_sha256", rows.split_hashes())):
+        faults += [
+            f"data.{key}: the file is not the one that the run began with (its sha256 differs)."
+            if what == "data_sha256"
+            else f"The {key} split has other rows than when the run began."
+            for key in now
+            if manifest[what].get(key) != now[key]
+        ]
+    if faults:
+        raise CheckpointError(*faults)
+    return manifest
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a kill leaves the old file or the new one."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write one JSON value a line, as `write_json` does."""
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False, default=str) + "\n" for value in values))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,134 @@
+"""Read a recipe from YAML and `key=value` overrides; every fault is one sentence, all are reported at once."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from peft_bidora.errors import RecipeError
+from peft_bidora.recipe.schema import Recipe
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the checked recipe.
+
+    A data path is taken relative to the recipe's folder if it exists there, else to the current one; the output
+    relative to the current folder.
+
+    Args:
+        path: a YAML file.
+        overrides: `dotted.key=value`, the value in YAML.
+
+    Raises:
+        RecipeError: one fault for each thing that is wrong.
+    """
+    values = _read(path)
+    faults = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            faults.append(f"{override!r}: expected key=value, such as search.steps=100.")
+            continue
+        _put(values, key.split("."), _parse(text, override))
+    if faults:
+        raise RecipeError(*faults)
+    _relocate(values, path.parent)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(*(_sentence(dict(fault)) for fault in error.errors())) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML, every key written out."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every key that holds a value."""
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from recipe_keys(field.annotation, f"{key}.")
+        else:
+            yield key
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """safe_load that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path} does not exist; expected a recipe in YAML. Correct the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read ({error}); expected a recipe in YAML, UTF-8.") from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} holds {type(values).__name__}; expected keys and values. See the README's recipe.")
+    return values
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "it cannot be parsed"
+        raise RecipeError(f"{where}{line}: broken YAML: {reason}. Correct it.") from None
+
+
+def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = values.get(key)
+        values[key] = inner = dict(inner) if isinstance(inner, dict) else {}
+        values = inner
+    values[keys[-1]] = value
+
+
+def _relocate(values: dict[str, Any], folder: Path) -> None:
+    data = values.get("data")
+    for key in ("train", "test", "selection"):
+        if isinstance(data, dict) and isinstance(data.get(key), str) and (folder / data[key]).exists():
+            data[key] = str(folder / data[key])
+
+
+def _sentence(fault: dict[str, Any]) -> str:
+    """One sentence for one of pydantic's faults: the key, what came, what was expected."""
+    parts = [str(part) for part in fault["loc"]]
+    known = list(recipe_keys())
+    while parts and ".".join(parts) not in known and len(parts) > 1 and fault["type"] != "extra_forbidden":
+        shorter = parts[:-1]
+        if not any(key == ".".join(shorter) or key.startswith(".".join(shorter) + ".") for key in known):
+            parts = shorter  # pydantic appends the member of a union
+        elif ".".join(parts) not in known and not any(key.startswith(".".join(parts) + ".") for key in known):
+            parts = shorter
+        else:
+            break
+    key = ".".join(parts)
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        near = near or [name for name in known if name.split(".")[-1] == parts[-1]][:1]
+        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(known)}."
+        return f"{key}: there is no such key.{hint}"
+    if fault["type"] == "missing":
+        return f"{key} is missing. Set it in the recipe or as {key}=VALUE."
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{key or 'recipe'}{'' if fault['type'] == 'value_error' else '=' + repr(fault['input'])}: {message}."

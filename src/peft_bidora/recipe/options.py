@@ -1,0 +1,96 @@
+"""From a recipe to the Trainer's arguments."""
+
+import sys
+from typing import Any
+
+from transformers import TrainingArguments
+
+from peft_bidora.adapter.attach import AdapterOptions
+from peft_bidora.recipe.schema import PhaseSection, Recipe
+from peft_bidora.training.arguments import BiDoRAArguments
+
+
+def adapter_options(recipe: Recipe) -> AdapterOptions:
+    """Return the adapter's shape."""
+    section = recipe.adapter
+    return AdapterOptions(section.rank, section.alpha, section.dropout, section.target_modules)
+
+
+def bidora_arguments(recipe: Recipe, selection: bool) -> BiDoRAArguments:
+    """Return the arguments of both phases; the run folder is the output.
+
+    Args:
+        recipe: with method bidora.
+        selection: whether there are selection rows to evaluate on.
+    """
+    search, retrain = recipe.search, _phase(recipe.retrain)
+    retrain.setdefault("max_steps", -1)
+    return BiDoRAArguments(
+        output_dir=str(recipe.output),
+        **_common(recipe, selection),
+        **_phase(search),
+        upper_learning_rate=search.upper_learning_rate,
+        upper_weight_decay=search.upper_weight_decay,
+        upper_lr_scheduler_type=search.upper_schedule,
+        upper_batch_size=search.upper_batch_size,
+        lower_steps=search.lower_steps,
+        hypergradient=search.hypergradient,
+        xi=search.xi,
+        finite_difference_radius=search.finite_difference_radius,
+        orthogonality=recipe.adapter.orthogonality,
+        retrain_from=recipe.retrain.start,
+        **{f"retrain_{name}": value for name, value in retrain.items()},
+    )
+
+
+def baseline_arguments(recipe: Recipe, selection: bool) -> TrainingArguments:
+    """Return the arguments of lora, dora and full: the retrain section alone.
+
+    Args:
+        recipe: the recipe.
+        selection: whether there are selection rows to evaluate on.
+    """
+    output = recipe.output / "retrain"
+    return TrainingArguments(output_dir=str(output), **_common(recipe, selection), **_phase(recipe.retrain))
+
+
+def _phase(section: PhaseSection) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": section.batch_size,
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
+        "learning_rate": section.learning_rate,
+        "weight_decay": section.weight_decay,
+        "lr_scheduler_type": section.schedule,
+        "warmup_steps": section.warmup_fraction,
+        "max_grad_norm": section.max_grad_norm,
+    }
+    if section.steps is not None:
+        options["max_steps"] = section.steps
+    else:
+        options["num_train_epochs"] = section.epochs or 3.0
+    return options
+
+
+def _common(recipe: Recipe, selection: bool) -> dict[str, Any]:
+    return {
+        "seed": recipe.seed,
+        "bf16": recipe.precision == "bfloat16",
+        "logging_steps": recipe.logging_steps,
+        "eval_strategy": "steps" if selection else "no",
+        "eval_steps": recipe.eval_steps,
+        "save_strategy": "steps",
+        "save_steps": recipe.save_steps,
+        "save_total_limit": 2,
+        "load_best_model_at_end": recipe.select_best and selection,
+        "metric_for_best_model": "accuracy" if recipe.select_best and selection else None,
+        "report_to": list(recipe.report_to),
+        "per_device_eval_batch_size": 64,
+        "disable_tqdm": not sys.stderr.isatty(),
+        "dataloader_pin_memory": _on_gpu(),
+    }
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

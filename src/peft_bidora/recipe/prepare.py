@@ -1,0 +1,184 @@
+"""All that can be known of a run before weights are loaded; every fault of recipe and data at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from peft_bidora.data.columns import Columns, require_columns, resolve_columns
+from peft_bidora.data.examples import Examples, read_examples
+from peft_bidora.data.labels import check_labels_known, label_names
+from peft_bidora.data.repeats import conflicting, duplicates, overlap
+from peft_bidora.data.source import find_split_files, read_table
+from peft_bidora.data.split import Splits, make_splits, split_hash
+from peft_bidora.data.table import Table
+from peft_bidora.errors import BiDoRAError, DataError, RecipeError
+from peft_bidora.recipe.schema import Recipe
+from peft_bidora.tasks.base_model import load_config, load_tokenizer, position_limit, resolve_model, skeleton
+from peft_bidora.tasks.registry import find_task
+from peft_bidora.tasks.task import Task
+
+T = TypeVar("T")
+SPLITS = ("lower", "upper", "selection", "test")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The examples of each split, and what identifies them.
+
+    Args:
+        names: the classes, in the order of the model's outputs.
+        parts: lower, upper, selection and test; the last two may be empty.
+        file_hashes: sha256 of each data file by the recipe's key.
+        notes: what a user should know and may be content with.
+    """
+
+    names: list[str]
+    parts: dict[str, Examples]
+    file_hashes: dict[str, str | None]
+    notes: list[str]
+
+    def split_hashes(self) -> dict[str, str]:
+        """Return the sha256 of each split's texts and labels."""
+        return {name: split_hash(part, range(len(part))) for name, part in self.parts.items()}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `run` needs besides the weights."""
+
+    recipe: Recipe
+    task: Task
+    source: str
+    tokenizer: Any
+    max_length: int
+    target_modules: list[str]
+    rows: Rows
+
+
+@dataclass
+class _Faults:
+    """Run independent checks and keep what they raise."""
+
+    found: list[BiDoRAError] = field(default_factory=list)
+
+    def check(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+        try:
+            return function(*args, **kwargs)
+        except BiDoRAError as error:
+            self.found.append(error)
+            return None
+
+    def raise_any(self) -> None:
+        if self.found:
+            kind = type(self.found[0]) if len({type(error) for error in self.found}) == 1 else BiDoRAError
+            raise kind(*(fault for error in self.found for fault in error.faults))
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Check the recipe against data, model and tokenizer; no weights are loaded.
+
+    Raises:
+        BiDoRAError: all faults, one sentence each.
+    """
+    faults = _Faults()
+    task = faults.check(find_task, recipe.task)
+    rows = faults.check(read_rows, recipe)
+    source = faults.check(resolve_model, recipe.model)
+    config = source and faults.check(load_config, source)
+    tokenizer = source and faults.check(load_tokenizer, source)
+    targets = task and config and faults.check(_targets, recipe, task, config)
+    max_length = config and tokenizer and faults.check(_max_length, recipe, config, tokenizer)
+    faults.raise_any()
+    assert task is not None and rows is not None and source is not None  # else a fault was raised
+    return Prepared(recipe, task, source, tokenizer, int(max_length or 0), list(targets or []), rows)
+
+
+def read_rows(recipe: Recipe) -> Rows:
+    """Read the files, check their rows and divide them.
+
+    Raises:
+        DataError: a file or a row is at fault.
+        SplitError: there are too few rows.
+    """
+    data = recipe.data
+    files = _files(recipe)
+    tables = {key: read_table(path, "validation" if key == "selection" else key) for key, path in files.items()}
+    columns, notes = resolve_columns(tables["train"], data.text, data.label, data.group)
+    train = read_examples(tables["train"], columns)
+    names = label_names(train)
+    faults = _Faults()
+    others = {key: faults.check(_other, table, columns, names) for key, table in tables.items() if key != "train"}
+    splits = faults.check(
+        make_splits,
+        train,
+        selection_fraction=0.0 if "selection" in tables else data.selection_fraction,
+        upper_fraction=data.upper_fraction,
+        test_fraction=0.0 if "test" in tables else data.test_fraction,
+        max_train_rows=data.max_train_rows,
+        seed=recipe.seed,
+    )
+    faults.raise_any()
+    parts = _parts(train, splits or Splits([], [], [], []), others)
+    if not len(parts["test"]):
+        raise DataError("There are no test rows. Name a file as data.test, or set data.test_fraction.")
+    if recipe.method == "bidora" and not len(parts["upper"]):
+        raise DataError("There are no upper rows, which method=bidora needs. Set data.upper_fraction above 0.")
+    if recipe.select_best and not len(parts["selection"]):
+        raise DataError(
+            "There are no selection rows, which select_best=true needs. Set data.selection_fraction, or select_best=false."
+        )
+    hashes = {key: table.sha256 for key, table in tables.items()}
+    return Rows(names, parts, hashes, [*notes, *_repeat_notes(train, parts)])
+
+
+def _files(recipe: Recipe) -> dict[str, str]:
+    """The file of each key; a folder with files by split gives those that the recipe does not name."""
+    data = recipe.data
+    files = {"train": data.train, "test": data.test, "selection": data.selection}
+    folder = Path(data.train)
+    if folder.is_dir() and not (folder / "dataset_info.json").exists() and not (folder / "dataset_dict.json").exists():
+        found = find_split_files(folder)
+        for key, split in (("train", "train"), ("test", "test"), ("selection", "validation")):
+            if split in found and (key == "train" or files[key] is None) and not (key == "test" and data.test_fraction):
+                files[key] = str(found[split])
+    return {key: path for key, path in files.items() if path is not None}
+
+
+def _other(table: Table, columns: Columns, names: list[str]) -> Examples:
+    columns = replace(columns, group=None)  # groups matter only where rows are divided
+    require_columns(table, columns)
+    examples = read_examples(table, columns)
+    check_labels_known(names, examples)
+    return examples
+
+
+def _parts(train: Examples, splits: Splits, others: dict[str, Examples | None]) -> dict[str, Examples]:
+    return {name: others.get(name) or train.take(getattr(splits, name)) for name in SPLITS}
+
+
+def _repeat_notes(train: Examples, parts: dict[str, Examples]) -> list[str]:
+    notes = []
+    if repeated := duplicates(train):
+        notes.append(f"{repeated} rows of {train.source} repeat another one; repeats stay in one split.")
+    if contradictory := conflicting(train):
+        notes.append(f"{contradictory} texts of {train.source} occur with more than one label.")
+    for held_out in ("selection", "test"):
+        if shared := sum(overlap(parts[name], parts[held_out]) for name in ("lower", "upper")):
+            notes.append(f"{shared} {held_out} rows also stand among the training rows: its metrics are a little high.")
+    return notes
+
+
+def _targets(recipe: Recipe, task: Task, config: Any) -> list[str]:
+    from peft_bidora.adapter.attach import resolve_target_modules
+
+    model = skeleton(config, task.auto_class())
+    return [] if recipe.method == "full" else resolve_target_modules(model, recipe.adapter.target_modules)
+
+
+def _max_length(recipe: Recipe, config: Any, tokenizer: Any) -> int:
+    limit = min(tokenizer.model_max_length, position_limit(config) or tokenizer.model_max_length)
+    wanted = recipe.data.max_length
+    if wanted is not None and wanted > limit:
+        raise RecipeError(f"data.max_length={wanted}: the model takes at most {limit} tokens. Lower it.")
+    return wanted or min(limit, 512)

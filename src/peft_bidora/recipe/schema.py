@@ -1,0 +1,121 @@
+"""The shape of a recipe: its keys, their defaults and their ranges."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Method = Literal["bidora", "dora", "lora", "full"]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are faults, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class DataSection(Section):
+    """Where the rows are and how they are divided.
+
+    Paths are files, folders or hub names. The fractions are of the rows that the earlier cuts leave: test, then
+    selection, then `max_train_rows`, then upper.
+    """
+
+    train: str
+    test: str | None = None
+    selection: str | None = None
+    text: Annotated[list[str] | None, BeforeValidator(_as_list), Field(min_length=1, max_length=2)] = None
+    label: str | None = None
+    group: str | None = None
+    test_fraction: Fraction = 0.0
+    selection_fraction: Fraction = 0.1
+    upper_fraction: Fraction = 0.2
+    max_train_rows: Count | None = None
+    max_length: Count | None = None
+
+
+class AdapterSection(Section):
+    """The adapter: rank r, lora_alpha, dropout before A, what is adapted, and γ of the search phase."""
+
+    rank: Count = 8
+    alpha: Count = 16
+    dropout: Fraction = 0.0
+    target_modules: str | list[str] | None = None
+    orthogonality: NonNegative = 1e-5
+
+
+class PhaseSection(Section):
+    """One phase of training; `steps` are optimiser steps, `epochs` passes over its rows."""
+
+    steps: Count | None = None
+    epochs: Rate | None = None
+    batch_size: Count = 16
+    gradient_accumulation_steps: Count = 1
+    learning_rate: Rate = 5e-3
+    weight_decay: NonNegative = 0.0
+    schedule: Schedule = "linear"
+    warmup_fraction: Fraction = 0.1
+    max_grad_norm: NonNegative = 1.0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "PhaseSection":
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs are both set; expected one of them. Remove the other")
+        return self
+
+
+class SearchSection(PhaseSection):
+    """The search phase: the direction on the lower split, the magnitudes on the upper one."""
+
+    upper_learning_rate: NonNegative = 2e-2
+    upper_weight_decay: NonNegative = 0.0
+    upper_schedule: Schedule = "constant"
+    upper_batch_size: Count | None = None
+    lower_steps: Count = 4
+    hypergradient: Literal["finite-difference", "one-sided", "exact", "first-order"] = "finite-difference"
+    xi: Annotated[float, Field(allow_inf_nan=False)] | Literal["lower-learning-rate"] = 1.0
+    finite_difference_radius: Rate | None = None
+
+
+class RetrainSection(PhaseSection):
+    """The retrain phase, on lower ∪ upper rows; all there is for lora, dora and full."""
+
+    start: Literal["initial", "search"] = Field(default="initial", alias="from")
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    model: str
+    task: str = "sequence-classification"
+    method: Method = "bidora"
+    data: DataSection
+    adapter: AdapterSection = AdapterSection()
+    search: SearchSection = SearchSection(steps=200)
+    retrain: RetrainSection = RetrainSection(steps=300)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    output: Path
+    logging_steps: Count = 10
+    eval_steps: Count = 50
+    save_steps: Count = 50
+    select_best: bool = True
+    report_to: list[str] = []
+
+    @model_validator(mode="after")
+    def _cadence(self) -> "Recipe":
+        if self.select_best and self.save_steps % self.eval_steps:
+            raise ValueError(
+                f"save_steps={self.save_steps} is no multiple of eval_steps={self.eval_steps}, which select_best needs."
+                " Change one of the three"
+            )
+        return self
