@@ -37,16 +37,16 @@ class ClosedFormDoraVariant(DoraLinearVariant):
         """
         scale = module.lora_magnitude_vector[active_adapter].weight / self._norm(module, active_adapter)
         scale = scale.to(result.dtype)
-        bias = module.get_base_layer().bias
+        bias = getattr(module.get_base_layer(), "bias", None)
+        bias = None if bias is None else bias.to(result.dtype)
         dropout = module.lora_dropout[active_adapter]
         dropped = dropout(x) if module.training else x
-        low_rank = (
-            module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * module.scaling[active_adapter]
-        )
+        low_rank = module.lora_B[active_adapter](module.lora_A[active_adapter](dropped))
+        low_rank = low_rank * module.scaling[active_adapter]
         if isinstance(dropout, nn.Identity) or not module.training:
             return apply_scale(result, bias, low_rank, scale)
         # As in PEFT, the dropped input also passes W0 in the part that the magnitude adds.
-        dropped_result = module.get_base_layer()(dropped)
+        dropped_result: Tensor = module.get_base_layer()(dropped)
         return result - dropped_result + apply_scale(dropped_result, bias, low_rank, scale)
 
     def _norm(self, module: Any, adapter: str) -> Tensor:
@@ -64,7 +64,7 @@ def base_product(module: Any, lora_a: Tensor) -> Tensor:
     product: Tensor = base_layer(
         lora_a.to(base_layer.weight.dtype) if base_layer.weight.is_floating_point() else lora_a
     )
-    if base_layer.bias is not None:
+    if getattr(base_layer, "bias", None) is not None:
         product = product - base_layer.bias
     return product.T.to(lora_a.dtype)
 

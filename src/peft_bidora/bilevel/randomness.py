@@ -19,7 +19,7 @@ class RandomState:
 def capture_random_state() -> RandomState:
     """Return a copy of the present state of every generator."""
     # A process that has not used CUDA draws nothing from it: do not initialise the devices for their state.
-    cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
+    cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     return RandomState(torch.get_rng_state(), cuda)
 
 

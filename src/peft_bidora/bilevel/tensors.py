@@ -15,7 +15,8 @@ def dot(left: Tensors, right: Tensors) -> Tensor:
 
 def norm(tensors: Tensors) -> Tensor:
     """Return the Euclidean norm over all elements of all tensors, a scalar tensor."""
-    return torch.stack(torch._foreach_norm(list(tensors))).norm()
+    length: Tensor = torch.stack(torch._foreach_norm(list(tensors))).norm()
+    return length
 
 
 def cosine(left: Tensors, right: Tensors) -> Tensor:

@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from peft_bidora.adapter.attach import AdapterOptions
@@ -86,11 +87,6 @@ def _common(recipe: Recipe, selection: bool) -> dict[str, Any]:
         "report_to": list(recipe.report_to),
         "per_device_eval_batch_size": 64,
         "disable_tqdm": not sys.stderr.isatty(),
-        "dataloader_pin_memory": _on_gpu(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused where there is no device
     }
-
-
-def _on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -90,7 +90,8 @@ def prepare(recipe: Recipe) -> Prepared:
     targets = task and config and faults.check(_targets, recipe, task, config)
     max_length = config and tokenizer and faults.check(_max_length, recipe, config, tokenizer)
     faults.raise_any()
-    assert task is not None and rows is not None and source is not None  # else a fault was raised
+    if task is None or rows is None or source is None:
+        raise AssertionError("a check returned nothing and raised nothing")
     return Prepared(recipe, task, source, tokenizer, int(max_length or 0), list(targets or []), rows)
 
 
@@ -126,7 +127,8 @@ def read_rows(recipe: Recipe) -> Rows:
         raise DataError("There are no upper rows, which method=bidora needs. Set data.upper_fraction above 0.")
     if recipe.select_best and not len(parts["selection"]):
         raise DataError(
-            "There are no selection rows, which select_best=true needs. Set data.selection_fraction, or select_best=false."
+            "There are no selection rows, which select_best=true needs. Set data.selection_fraction, or"
+            " select_best=false."
         )
     hashes = {key: table.sha256 for key, table in tables.items()}
     return Rows(names, parts, hashes, [*notes, *_repeat_notes(train, parts)])

@@ -169,7 +169,7 @@ class BilevelMixin(_AnyTrainer):
         return [partial(self._loss_share, model, batch, items, len(batches)) for batch in batches]
 
     def _loss_share(self, model: nn.Module, batch: Batch, items: Tensor | int | None, micro_batches: int) -> Tensor:
-        """The loss of a micro-batch, such that those of a batch add up to its mean; scaled as Trainer scales its own."""
+        """The loss of a micro-batch, scaled as Trainer scales its own: those of a batch add up to its mean."""
         inputs = self._prepare_inputs(dict(batch))
         with self.compute_loss_context_manager():
             loss: Tensor = self.compute_loss(model, inputs, num_items_in_batch=items)
@@ -220,6 +220,9 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
 
     Reference: Qin, Zhang, Xie, arXiv:2410.09758.
     """
+
+    args: Any
+    train_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -285,7 +288,7 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
 
     def _is_complete(self, checkpoint: Path) -> bool:
         state = self.state.load_from_json(str(checkpoint / "trainer_state.json"))
-        return checkpoint_step(checkpoint) >= state.max_steps
+        return checkpoint_step(checkpoint) >= int(state.max_steps)
 
     def _keep_logs(self) -> None:
         self.log_history += [{"phase": self.phase, **entry} for entry in self.state.log_history]

@@ -1,0 +1,70 @@
+"""Replay and restoration of the random number generators."""
+
+import pytest
+import torch
+
+from peft_bidora.bilevel.randomness import (
+    ReplayedLoss,
+    capture_random_state,
+    preserved_random_state,
+    set_random_state,
+)
+
+
+def failing() -> torch.Tensor:
+    torch.rand(3)
+    raise RuntimeError("half-way")
+
+
+def test_captured_state_is_a_copy_that_later_draws_leave_alone():
+    state = capture_random_state()
+    first = torch.rand(5)
+    torch.rand(100)
+    set_random_state(state)
+    assert torch.equal(torch.rand(5), first)
+
+
+def test_replayed_loss_is_identical_at_every_evaluation():
+    torch.manual_seed(0)
+    loss = ReplayedLoss(lambda: torch.nn.functional.dropout(torch.ones(50), 0.5), capture_random_state())
+    expected = torch.nn.functional.dropout(torch.ones(50), 0.5)
+    torch.rand(7)
+    first = loss()
+    torch.rand(3)
+    assert torch.equal(first, expected)
+    assert torch.equal(loss(), expected)
+
+
+def test_replayed_loss_leaves_the_generators_as_they_were():
+    loss = ReplayedLoss(lambda: torch.rand(9), capture_random_state())
+    torch.rand(4)
+    before = torch.get_rng_state()
+    loss()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_replayed_loss_leaves_the_generators_also_on_error():
+    loss = ReplayedLoss(failing, capture_random_state())
+    torch.rand(4)
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="half-way"):
+        loss()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_preserved_state_is_put_back_also_on_error():
+    before = torch.get_rng_state()
+    with preserved_random_state() as state:
+        torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(state.cpu, before)
+    with pytest.raises(RuntimeError, match="half-way"), preserved_random_state():
+        failing()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_capture_does_not_initialise_cuda():
+    if torch.cuda.is_initialized():
+        pytest.skip("another test has used CUDA already")
+    assert capture_random_state().cuda == ()
+    assert not torch.cuda.is_initialized()
