@@ -119,11 +119,14 @@ def _collect(faults: list[str], function: Callable[..., Any], *args: Any, **kwar
 
 def _quiet_libraries() -> None:
     import logging
+    import warnings
 
     from transformers.utils import logging as transformers_logging
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     transformers_logging.set_verbosity_error()
+    # peft 0.21 asks a model for an attribute that transformers 5 deprecates.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def _console() -> Console:

@@ -8,7 +8,7 @@ from peft_bidora.bilevel.tensors import add_scaled, cosine, dot, norm
 
 def draw(seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((2, 3), (4,), (1,), ())]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3), (4,), (1,), ())]
 
 
 def flat(tensors) -> torch.Tensor:

@@ -1,0 +1,260 @@
+"""A fresh adapter changes nothing, on every family of models that has its own names and layers (contract 1)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    EsmConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    RobertaConfig,
+    T5Config,
+    ViTConfig,
+)
+
+from peft_bidora.adapter.attach import (
+    AdapterOptions,
+    attach_adapter,
+    head_modules,
+    resolve_target_modules,
+    use_closed_form,
+)
+from peft_bidora.adapter.export import save_adapter
+from peft_bidora.adapter.layer import ClosedFormDoraVariant, base_weight, dora_layers
+from peft_bidora.errors import AdapterError
+
+ENCODER = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}
+# Grouped heads make value projections rectangular, (8, 16).
+DECODER = {**ENCODER, "num_key_value_heads": 1}
+PATCHES = {key: ENCODER[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+# By family: the configuration, the query and value projections, the head.
+FAMILIES: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {
+    "bert": (lambda: BertConfig(**ENCODER), ["query", "value"], ["classifier"]),
+    "roberta": (lambda: RobertaConfig(**ENCODER), ["query", "value"], ["classifier"]),
+    "deberta-v2": (lambda: DebertaV2Config(**ENCODER), ["query_proj", "value_proj"], ["pooler", "classifier"]),
+    "distilbert": (
+        lambda: DistilBertConfig(vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=24, pad_token_id=0),
+        ["q_lin", "v_lin"],
+        ["pre_classifier", "classifier"],
+    ),
+    "gpt2": (
+        lambda: GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=0),
+        ["c_attn"],
+        ["score"],
+    ),
+    "llama": (lambda: LlamaConfig(**DECODER), ["q_proj", "v_proj"], ["score"]),
+    "qwen2": (lambda: Qwen2Config(**DECODER), ["q_proj", "v_proj"], ["score"]),
+    "mistral": (lambda: MistralConfig(**DECODER), ["q_proj", "v_proj"], ["score"]),
+    "t5": (
+        lambda: T5Config(
+            vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, pad_token_id=0, eos_token_id=1
+        ),
+        ["q", "v"],
+        ["classification_head"],
+    ),
+    "esm": (lambda: EsmConfig(**ENCODER, mask_token_id=4), ["query", "value"], ["classifier"]),
+    "vit": (lambda: ViTConfig(**PATCHES, image_size=8, patch_size=4), ["query", "value"], ["classifier"]),
+}
+
+
+def make_model(family: str) -> nn.Module:
+    config = FAMILIES[family][0]()
+    auto = AutoModelForImageClassification if family == "vit" else AutoModelForSequenceClassification
+    config.num_labels = 3
+    torch.manual_seed(0)
+    return auto.from_config(config).eval()
+
+
+def make_batch(family: str) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    if family == "vit":
+        return {"pixel_values": torch.randn(4, 3, 8, 8, generator=generator)}
+    ids = torch.randint(5, 40, (4, 7), generator=generator)
+    ids[:, -1] = 1  # T5 reads the representation of its end token
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@torch.no_grad()
+def logits(model: nn.Module, family: str) -> torch.Tensor:
+    output = model.eval()(**make_batch(family))
+    return output.logits
+
+
+def attach(model: nn.Module, target_modules: Any = None, **options: Any) -> PeftModel:
+    task = "SEQ_CLS" if "input_ids" in str(type(model).forward.__code__.co_varnames) else None
+    return attach_adapter(
+        model,
+        AdapterOptions(rank=4, alpha=8, target_modules=target_modules, **options),
+        use_dora=True,
+        task_type=task,
+        head=head_modules(model),
+    )
+
+
+@pytest.mark.parametrize("target_modules", [None, "all-linear"], ids=["query-value", "all-linear"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fresh_adapter_computes_what_the_base_model_does(family, target_modules, tmp_path):
+    base = make_model(family)
+    expected = logits(base, family)
+    adapted = attach(base, target_modules)
+    # Contract 1: float32, the rounding of one more multiplication a layer.
+    torch.testing.assert_close(logits(adapted, family), expected, rtol=1e-5, atol=1e-6)
+    save_adapter(adapted, tmp_path)
+    stock = PeftModel.from_pretrained(make_model(family), str(tmp_path))
+    torch.testing.assert_close(logits(stock, family), expected, rtol=1e-5, atol=1e-6)
+    assert not any(type(module.lora_variant[name]) is ClosedFormDoraVariant for _, module, name in dora_layers(stock))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_query_and_value_are_adapted_by_default(family):
+    base = make_model(family)
+    assert resolve_target_modules(base, None) == FAMILIES[family][1]
+    adapted = attach(base)
+    found = [name.split(".")[-1] for name, _, _ in dora_layers(adapted)]
+    assert set(found) == set(FAMILIES[family][1])
+    # Two layers each; T5 has an encoder of two and a decoder of two with attention to itself and across.
+    assert len(found) == len(FAMILIES[family][1]) * (6 if family == "t5" else 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_adapts_every_linear_layer_of_the_base_model_and_none_of_the_head(family):
+    base = make_model(family)
+    inner = getattr(base, base.base_model_prefix)
+    expected = {
+        f"{base.base_model_prefix}.{name}"
+        for name, module in inner.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D")
+    }
+    adapted = attach(base, "all-linear")
+    assert {name.removeprefix("base_model.model.") for name, _, _ in dora_layers(adapted)} == expected
+    shapes = {tuple(base_weight(module).shape) for _, module, _ in dora_layers(adapted)}
+    assert any(rows == columns for rows, columns in shapes)
+    assert any(rows > columns for rows, columns in shapes)
+    assert any(rows < columns for rows, columns in shapes)
+
+
+@pytest.mark.parametrize("target_modules", [None, "all-linear"], ids=["query-value", "all-linear"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_and_head_are_trainable_and_nothing_of_the_base_model_is(family, target_modules):
+    base = make_model(family)
+    heads = head_modules(base)
+    assert sorted(heads) == sorted(FAMILIES[family][2])
+    adapted = attach(base, target_modules)
+    for name, parameter in adapted.named_parameters():
+        of_adapter = any(part in name for part in ("lora_A.", "lora_B.", "lora_magnitude_vector."))
+        of_head = any(f".{head}.modules_to_save.default." in name for head in heads)
+        assert parameter.requires_grad == (of_adapter or of_head), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_base_row_norm_is_the_magnitude_of_a_fresh_adapter(family):
+    for _, module, name in dora_layers(attach(make_model(family), "all-linear")):
+        magnitude = module.lora_magnitude_vector[name].weight
+        # 1e-6: the two sums of squares round in float32.
+        torch.testing.assert_close(base_weight(module).norm(dim=1), magnitude.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_language_model_head_is_not_adapted():
+    base = AutoModelForMaskedLM.from_config(BertConfig(**ENCODER))
+    names = resolve_target_modules(base, "all-linear")
+    assert "cls.predictions.decoder" not in names
+    assert any(name.endswith("attention.self.query") for name in names)
+
+
+def test_bare_encoder_has_no_head():
+    assert head_modules(make_model("bert").bert) == []
+
+
+def test_lora_has_no_magnitude(make_adapted):
+    assert list(dora_layers(make_adapted(use_dora=False))) == []
+
+
+def test_options_reach_the_layers():
+    adapted = attach(make_model("bert"), ["key"], dropout=0.25)
+    layers = list(dora_layers(adapted))
+    assert {name.split(".")[-1] for name, _, _ in layers} == {"key"}
+    for _, module, name in layers:
+        assert module.scaling[name] == 2.0
+        assert module.lora_A[name].weight.shape == (4, 16)
+        assert module.lora_dropout[name].p == 0.25
+
+
+def test_one_variant_serves_all_layers():
+    adapted = attach(make_model("bert"))
+    variants = {id(module.lora_variant[name]) for _, module, name in dora_layers(adapted)}
+    assert len(variants) == 1
+    use_closed_form(adapted)
+    assert {id(module.lora_variant[name]) for _, module, name in dora_layers(adapted)} == variants
+
+
+def test_string_and_full_name_are_target_modules():
+    base = make_model("bert")
+    assert resolve_target_modules(base, "query") == ["query"]
+    name = "bert.encoder.layer.0.attention.self.value"
+    assert resolve_target_modules(base, [name]) == [name]
+
+
+def test_unknown_target_module_names_the_layers_and_the_nearest():
+    with pytest.raises(AdapterError, match=r"'qurey' matches no linear layer of Bert\w+\. Did you mean 'query'\?") as it:
+        resolve_target_modules(make_model("bert"), ["qurey", "zzz"])
+    message = str(it.value)
+    assert "There are: dense, key, query, value; or write all-linear." in message
+    assert "'zzz' matches no linear layer" in message
+
+
+def test_empty_list_of_target_modules_is_an_error():
+    with pytest.raises(AdapterError, match=r"adapter\.target_modules is an empty list; name a layer, or write null"):
+        resolve_target_modules(make_model("bert"), [])
+
+
+@pytest.mark.parametrize("name", ["word_embeddings", "LayerNorm"])
+def test_layer_that_is_not_linear_is_no_target_module(name):
+    with pytest.raises(AdapterError, match=f"adapter.target_modules: '{name}' matches no linear layer"):
+        resolve_target_modules(make_model("bert"), [name])
+
+
+def test_head_is_no_target_module():
+    with pytest.raises(AdapterError, match=r"'classifier' matches no linear layer"):
+        resolve_target_modules(make_model("bert"), ["classifier"])
+
+
+def test_architecture_without_known_projections_lists_its_layers():
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    with pytest.raises(AdapterError, match=r"Odd has no query and value projections .*: left, right; or write all-"):
+        resolve_target_modules(Odd(), None)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"), [("word_embeddings", "Embedding"), ("projection", "Conv2d")], ids=["embedding", "convolution"]
+)
+def test_dora_layer_that_is_not_linear_is_refused_and_no_layer_changed(target, kind):
+    family = "vit" if kind == "Conv2d" else "bert"
+    config = LoraConfig(r=4, use_dora=True, target_modules=["query", target])
+    model = get_peft_model(make_model(family), config)
+    with pytest.raises(AdapterError, match=rf"{target} is {kind}; the bi-level search adapts linear layers only"):
+        use_closed_form(model)
+    assert not any(type(module.lora_variant[name]) is ClosedFormDoraVariant for _, module, name in dora_layers(model))
