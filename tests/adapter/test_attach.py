@@ -46,7 +46,9 @@ ENCODER = {
 }
 # Grouped heads make value projections rectangular, (8, 16).
 DECODER = {**ENCODER, "num_key_value_heads": 1}
-PATCHES = {key: ENCODER[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+PATCHES = {
+    key: ENCODER[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+}
 # By family: the configuration, the query and value projections, the head.
 FAMILIES: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {
     "bert": (lambda: BertConfig(**ENCODER), ["query", "value"], ["classifier"]),
@@ -67,13 +69,21 @@ FAMILIES: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {
     "mistral": (lambda: MistralConfig(**DECODER), ["q_proj", "v_proj"], ["score"]),
     "t5": (
         lambda: T5Config(
-            vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, pad_token_id=0, eos_token_id=1
+            vocab_size=40,
+            d_model=16,
+            d_kv=8,
+            d_ff=24,
+            num_layers=2,
+            num_heads=2,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
         ),
         ["q", "v"],
         ["classification_head"],
     ),
     "esm": (lambda: EsmConfig(**ENCODER, mask_token_id=4), ["query", "value"], ["classifier"]),
-    "vit": (lambda: ViTConfig(**PATCHES, image_size=8, patch_size=4), ["query", "value"], ["classifier"]),
+    "vit": (lambda: ViTConfig(**PATCHES, image_size=8, patch_size=4), ["q_proj", "v_proj"], ["classifier"]),
 }
 
 
@@ -215,7 +225,9 @@ def test_string_and_full_name_are_target_modules():
 
 
 def test_unknown_target_module_names_the_layers_and_the_nearest():
-    with pytest.raises(AdapterError, match=r"'qurey' matches no linear layer of Bert\w+\. Did you mean 'query'\?") as it:
+    with pytest.raises(
+        AdapterError, match=r"'qurey' matches no linear layer of Bert\w+\. Did you mean 'query'\?"
+    ) as it:
         resolve_target_modules(make_model("bert"), ["qurey", "zzz"])
     message = str(it.value)
     assert "There are: dense, key, query, value; or write all-linear." in message
@@ -253,7 +265,7 @@ def test_architecture_without_known_projections_lists_its_layers():
 )
 def test_dora_layer_that_is_not_linear_is_refused_and_no_layer_changed(target, kind):
     family = "vit" if kind == "Conv2d" else "bert"
-    config = LoraConfig(r=4, use_dora=True, target_modules=["query", target])
+    config = LoraConfig(r=4, use_dora=True, target_modules=["query", "q_proj", target])
     model = get_peft_model(make_model(family), config)
     with pytest.raises(AdapterError, match=rf"{target} is {kind}; the bi-level search adapts linear layers only"):
         use_closed_form(model)

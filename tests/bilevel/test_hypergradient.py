@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_bidora.adapter.layer import norm_in_graph
+from peft_bidora.adapter.layer import base_weight, dora_layers, norm_in_graph
 from peft_bidora.adapter.parameters import split_levels
 from peft_bidora.bilevel.hypergradient import (
     BilevelProblem,
@@ -231,15 +231,24 @@ def encoder_problem(model: Any, rows: Any, pair: Callable[[Callable[[], Tensor]]
 
     model.train()
     torch.manual_seed(11)
-    return BilevelProblem(
-        [pair(loss_of(1))], [replayed(loss_of(2))], list(levels.direction.values()), list(levels.magnitude.values())
-    )
+    # Without the head, in which the norm has no part and which would drown the rest.
+    direction = [parameter for name, parameter in levels.direction.items() if "lora_" in name]
+    return BilevelProblem([pair(loss_of(1))], [replayed(loss_of(2))], direction, list(levels.magnitude.values()))
 
 
 @pytest.fixture
 def encoder(make_adapted, make_rows):
     """A problem on a tiny BERT with dropout 0.1 everywhere."""
-    model = make_adapted(dropout=0.1, labels=2)
+    model = make_adapted(dropout=0.1)
+    with torch.no_grad():
+        # The library's start of 0.02 leaves attention flat, and the term to the head alone.
+        for name, parameter in model.named_parameters():
+            if name.endswith(("weight", "base_layer.weight")) and "lora" not in name and "LayerNorm" not in name:
+                parameter.mul_(10)
+        for _, layer, adapter in dora_layers(model):
+            low_rank = layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight
+            whole = base_weight(layer) + layer.scaling[adapter] * low_rank
+            layer.lora_magnitude_vector[adapter].weight.copy_(whole.norm(dim=1))
 
     def make(pair: Any = replayed, dtype: Any = torch.float32) -> BilevelProblem:
         return encoder_problem(model, make_rows, pair, dtype)
@@ -281,8 +290,8 @@ def test_detached_norm_gives_another_implicit_term(encoder, estimator):
         whole = estimator(make(), xi=1.0)
     detached = estimator(make(), xi=1.0)
     difference = norm(add_scaled(whole.implicit, detached.implicit, -1.0)) / norm(whole.implicit)
-    print(difference, cosine(whole.implicit, detached.implicit))
-    assert difference > 0.05
+    # 0.14 for the differences and 0.29 for the exact product, which misses the norm in the second derivative too.
+    assert difference > 0.1
 
 
 class Interrupted(Exception):

@@ -10,6 +10,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Columns = Annotated[list[str], Field(min_length=1, max_length=2)]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
 
 
@@ -33,7 +34,7 @@ class DataSection(Section):
     train: str
     test: str | None = None
     selection: str | None = None
-    text: Annotated[list[str] | None, BeforeValidator(_as_list), Field(min_length=1, max_length=2)] = None
+    text: Annotated[Columns | None, BeforeValidator(_as_list)] = None
     label: str | None = None
     group: str | None = None
     test_fraction: Fraction = 0.0

@@ -1,0 +1,132 @@
+"""The saved adapter is PEFT's, needs nothing of this package, and merges to the same logits (contract 10)."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+
+from peft_bidora.adapter.export import load_adapter, merge_adapter, save_adapter
+from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
+from peft_bidora.adapter.parameters import split_levels
+from peft_bidora.errors import AdapterError
+
+READER = """
+import sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
+with torch.no_grad():
+    logits = model(torch.load(sys.argv[3])).logits
+assert "peft_bidora" not in sys.modules
+torch.save(logits, sys.argv[4])
+"""
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(1, 40, (5, 6), generator=torch.Generator().manual_seed(0))
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model(ids()).logits
+
+
+@pytest.fixture
+def trained(make_adapted):
+    """An adapter of which every part has moved."""
+    model = make_adapted().eval()
+    levels = split_levels(model)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in levels.magnitude.values():
+            parameter.mul_(1 + torch.rand_like(parameter))
+        for parameter in levels.direction.values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def base_of(model, make_adapted):
+    """The same base model, fresh."""
+    other = make_adapted()
+    return other.unload()
+
+
+@torch.no_grad()
+def test_saved_adapter_predicts_the_same_in_a_process_without_this_package(trained, make_adapted, tmp_path):
+    base_of(trained, make_adapted).save_pretrained(tmp_path / "base")
+    save_adapter(trained, tmp_path / "adapter")
+    torch.save(ids(), tmp_path / "ids.pt")
+    arguments = [tmp_path / name for name in ("base", "adapter", "ids.pt", "logits.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", READER, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "logits.pt")
+    # Contract 10: float32, closed form against built weight.
+    torch.testing.assert_close(found, logits(trained), rtol=1e-5, atol=1e-5)
+
+
+def test_folder_is_pefts_own(trained, tmp_path):
+    save_adapter(trained, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA"
+    assert config["use_dora"] is True
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        keys = list(file.keys())
+    assert sum(key.endswith(".lora_magnitude_vector") for key in keys) == 4
+    assert any("classifier" in key for key in keys)
+    # A and B of four layers, m of four, weight and bias of the head: no base weight.
+    assert len(keys) == 14
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_trainable", [True, False])
+def test_loaded_adapter_computes_in_closed_form_what_was_saved(trained, make_adapted, tmp_path, is_trainable):
+    save_adapter(trained, tmp_path)
+    loaded = load_adapter(tmp_path, base_of(trained, make_adapted), is_trainable=is_trainable).eval()
+    # The same arithmetic on the same bits.
+    assert torch.equal(logits(loaded), logits(trained))
+    assert all(type(module.lora_variant[name]) is ClosedFormDoraVariant for _, module, name in dora_layers(loaded))
+    assert any(parameter.requires_grad for parameter in loaded.parameters()) is is_trainable
+
+
+def test_folder_without_an_adapter_is_an_error(trained, tmp_path):
+    with pytest.raises(AdapterError, match=r"holds no adapter: expected adapter_config\.json there"):
+        load_adapter(tmp_path, trained)
+
+
+@torch.no_grad()
+def test_merged_model_predicts_the_same_and_has_no_adapter(trained):
+    expected = logits(trained)
+    merged = merge_adapter(trained.train(), logits, tolerance=1e-4)
+    assert not isinstance(merged, PeftModel)
+    assert not [name for name, _ in merged.named_parameters() if "lora" in name or "modules_to_save" in name]
+    # Float32: the weight is built and rounded once.
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_merging_beyond_the_tolerance_is_refused(trained):
+    with pytest.raises(AdapterError, match=r"merging changed the logits by up to \d\S*, more than the tolerance of -1"):
+        merge_adapter(trained, logits, tolerance=-1.0)
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan")], ids=["another value", "not a number"])
+def test_merging_that_yields_other_weights_is_refused(trained, monkeypatch, value):
+    merge = trained.merge_and_unload
+
+    def tampered(safe_merge):
+        assert safe_merge
+        merged = merge(safe_merge=safe_merge)
+        with torch.no_grad():
+            merged.classifier.bias[0].add_(value)
+        return merged
+
+    monkeypatch.setattr(trained, "merge_and_unload", tampered)
+    with pytest.raises(AdapterError, match=r"merging changed the logits by up to (0\.5|nan), more than .* 0\.0001"):
+        merge_adapter(trained, logits, tolerance=1e-4)

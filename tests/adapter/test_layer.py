@@ -1,0 +1,229 @@
+"""The fast layer equals PEFT's DoRA layer, and autograd through the built weight (contract 2)."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from peft_bidora.adapter.attach import use_closed_form
+from peft_bidora.adapter.layer import (
+    base_product,
+    base_row_norm_squared,
+    base_weight,
+    dora_layers,
+    norm_in_graph,
+    set_norm_in_graph,
+)
+
+IN, OUT = 7, 5
+KINDS = ["linear", "linear-no-bias", "conv1d"]
+kinds = pytest.mark.parametrize("kind", KINDS)
+dropouts = pytest.mark.parametrize("dropout", [0.0, 0.4])
+
+
+class One(nn.Module):
+    """A model of one layer, (…, 7) to (…, 5)."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer = Conv1D(OUT, IN) if kind == "conv1d" else nn.Linear(IN, OUT, bias=kind == "linear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def make(kind: str, dropout: float = 0.0, closed_form: bool = True, dtype: torch.dtype = torch.float64) -> PeftModel:
+    """PEFT's DoRA over one layer, with no parameter at its start."""
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=3,
+        lora_alpha=6,
+        lora_dropout=dropout,
+        target_modules=["layer"],
+        use_dora=True,
+        fan_in_fan_out=kind == "conv1d",
+    )
+    model = get_peft_model(One(kind), config).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+        for _, module, name in dora_layers(model):
+            module.lora_magnitude_vector[name].weight.abs_().add_(0.5)
+    if closed_form:
+        use_closed_form(model)
+    return model.train()
+
+
+def layer_of(model: PeftModel) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
+    ((_, module, name),) = dora_layers(model)
+    return module, (module.lora_A[name].weight, module.lora_B[name].weight, module.lora_magnitude_vector[name].weight)
+
+
+def inputs() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, 4, IN, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def run(model: PeftModel) -> tuple[Tensor, ...]:
+    """Return the output and the gradients of A, B, m and the input, of a loss that weighs the outputs unequally."""
+    x = inputs()
+    torch.manual_seed(2)
+    output = model(x)
+    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).reshape(output.shape)
+    gradients = torch.autograd.grad((weights * output**2).sum(), [*layer_of(model)[1], x])
+    return output.detach(), *gradients
+
+
+def built_direction(model: PeftModel) -> Tensor:
+    module, (a, b, _) = layer_of(model)
+    return base_weight(module) + module.scaling["default"] * b @ a
+
+
+def run_built(model: PeftModel) -> tuple[Tensor, ...]:
+    """As `run`, through W' = (m/‖V‖)⊙V with V built and the norm in the graph."""
+    module, (a, b, m) = layer_of(model)
+    direction = built_direction(model)
+    x, bias = inputs(), module.get_base_layer().bias
+    output = nn.functional.linear(x, (m / direction.norm(dim=1))[:, None] * direction, bias)
+    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).reshape(output.shape)
+    gradients = torch.autograd.grad((weights * output**2).sum(), [a, b, m, x])
+    return output.detach(), *gradients
+
+
+def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        # Contract 2: float64, sums taken in another order.
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+@kinds
+@dropouts
+def test_outputs_and_gradients_are_those_of_peft_with_the_norm_detached(kind, dropout):
+    assert_equal(run(make(kind, dropout)), run(make(kind, dropout, closed_form=False)))
+
+
+@kinds
+def test_evaluation_is_that_of_peft(kind):
+    assert_equal(run(make(kind, 0.4).eval()), run(make(kind, 0.4, closed_form=False).eval()))
+
+
+@kinds
+def test_norm_in_the_graph_gives_the_gradients_of_the_built_weight(kind):
+    model = make(kind)
+    with norm_in_graph(model):
+        assert_equal(run(model), run_built(model))
+
+
+@kinds
+def test_norm_in_the_graph_changes_gradients_of_the_direction_and_no_value(kind):
+    model = make(kind, 0.4)
+    detached = run(model)
+    with norm_in_graph(model):
+        whole = run(model)
+    assert torch.equal(whole[0], detached[0])
+    assert not torch.allclose(whole[1], detached[1], rtol=0.01)
+    assert not torch.allclose(whole[2], detached[2], rtol=0.01)
+    assert_equal(whole[3:], detached[3:])
+
+
+def test_norm_in_graph_ends_with_its_block_also_on_error():
+    model = make("linear")
+    detached = run(model)
+    with pytest.raises(RuntimeError, match="half-way"), norm_in_graph(model):
+        raise RuntimeError("half-way")
+    assert all(map(torch.equal, run(model), detached))
+    set_norm_in_graph(model, True)
+    assert not torch.equal(run(model)[1], detached[1])
+
+
+@kinds
+def test_mixed_derivative_is_that_of_the_built_weight(kind):
+    model = make(kind)
+    module, (a, b, m) = layer_of(model)
+
+    def mixed(output: Tensor) -> tuple[Tensor, ...]:
+        (first,) = torch.autograd.grad((output**3).sum(), m, create_graph=True)
+        return torch.autograd.grad((first * torch.arange(1.0, OUT + 1, dtype=torch.float64)).sum(), [a, b])
+
+    direction = built_direction(model)
+    weight = (m / direction.norm(dim=1))[:, None] * direction
+    expected = mixed(nn.functional.linear(inputs(), weight, module.get_base_layer().bias))
+    with norm_in_graph(model):
+        found = mixed(model(inputs()))
+    assert_equal(found, expected)
+
+
+def test_norm_is_computed_outside_of_autocast():
+    model = make("linear", dtype=torch.float32)
+    module, _ = layer_of(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        norm = module.lora_variant["default"]._norm(module, "default")
+    assert norm.dtype == torch.float32
+    # 1e-5: float32; bfloat16 has 4e-3.
+    torch.testing.assert_close(norm, built_direction(model).detach().norm(dim=1), rtol=1e-5, atol=0)
+
+
+@kinds
+def test_base_quantities_are_those_of_the_weight_as_out_by_in(kind):
+    model = make(kind)
+    module, (a, _, _) = layer_of(model)
+    weight = base_weight(module)
+    assert weight.shape == (OUT, IN)
+    assert not weight.requires_grad
+    x = torch.randn(3, IN, dtype=torch.float64)
+    bias = 0 if kind == "linear-no-bias" else module.get_base_layer().bias
+    # 1e-12: float64, sums in another order.
+    torch.testing.assert_close(module.get_base_layer()(x), x @ weight.T + bias, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(base_product(module, a), weight @ a.T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(base_row_norm_squared(module), weight.norm(dim=1) ** 2, rtol=1e-12, atol=0)
+
+
+def test_base_norm_is_computed_once():
+    model = make("linear")
+    module, _ = layer_of(model)
+    first = base_row_norm_squared(module)
+    model(inputs())
+    assert base_row_norm_squared(module) is first
+    assert not [name for name in model.state_dict() if "norm_squared" in name]
+
+
+def double_in_place(layer: nn.Module) -> None:
+    with torch.no_grad():
+        layer.weight.mul_(2)
+
+
+def load_doubled(layer: nn.Module) -> None:
+    layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()})
+
+
+def replace_data(layer: nn.Module) -> None:
+    layer.weight.data = 2 * layer.weight.data
+
+
+@kinds
+@pytest.mark.parametrize("change", [double_in_place, load_doubled, replace_data])
+def test_norm_follows_a_base_weight_that_changes(kind, change):
+    model, stock = make(kind), make(kind, closed_form=False)
+    run(model)
+    change(layer_of(model)[0].get_base_layer())
+    change(layer_of(stock)[0].get_base_layer())
+    assert_equal(run(model), run(stock))
+
+
+@kinds
+@pytest.mark.parametrize("safe_merge", [True, False])
+def test_merging_and_unmerging_leave_no_stale_norm(kind, safe_merge):
+    model = make(kind).eval()
+    before = model(inputs()).detach()
+    for _ in range(2):
+        model.merge_adapter(safe_merge=safe_merge)
+        base_row_norm_squared(layer_of(model)[0])
+        merged = model(inputs()).detach()
+        model.unmerge_adapter()
+        after = model(inputs()).detach()
+        # 1e-10: the division by m/n and back, in float64.
+        torch.testing.assert_close(merged, before, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-11)

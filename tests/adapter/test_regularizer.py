@@ -1,0 +1,85 @@
+"""The orthogonality regulariser against autograd through the built D·Dᵀ − I."""
+
+import pytest
+import torch
+
+from peft_bidora.adapter.layer import base_weight, dora_layers
+from peft_bidora.adapter.regularizer import OrthogonalityRegularizer, orthogonality
+
+
+def built(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    """‖D·Dᵀ − I‖_F with V, D and the product built."""
+    v = weight + scaling * b @ a
+    d = v / v.norm(dim=1, keepdim=True)
+    return (d @ d.T - torch.eye(len(d), dtype=d.dtype)).norm()
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scaling", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("out", "width"), [(5, 5), (3, 8), (8, 3)])
+def test_value_and_gradients_are_those_of_autograd(scaling, out, width):
+    w, a, b = draw(out, width, seed=0), draw(2, width, seed=1).requires_grad_(), draw(out, 2, seed=2).requires_grad_()
+    expected = built(w, a, b, scaling)
+    value, gradient_a, gradient_b = orthogonality(w, w @ w.T, a.detach(), b.detach(), scaling)
+    # 1e-9: float64, the difference ‖D·Dᵀ‖² − out loses some digits.
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-9, atol=0)
+    for found, right in zip((gradient_a, gradient_b), torch.autograd.grad(expected, [a, b]), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-11)
+
+
+def test_orthogonal_rows_have_the_value_zero_and_a_finite_gradient():
+    w = 3 * torch.linalg.qr(draw(6, 6, seed=0))[0]
+    a, b = draw(2, 6, seed=1), torch.zeros(6, 2, dtype=torch.float64)
+    value, gradient_a, gradient_b = orthogonality(w, w @ w.T, a, b, 1.0)
+    # The root of the rounding of a sum of 36 squares.
+    assert value.item() < 1e-6
+    assert gradient_a.isfinite().all()
+    assert gradient_b.isfinite().all()
+
+
+@pytest.fixture
+def double(make_adapted):
+    """A tiny encoder in float64 with four adapted layers."""
+    return make_adapted().double()
+
+
+def parts(model):
+    for _, module, name in dora_layers(model):
+        yield base_weight(module), module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+
+
+def test_gradient_is_weighted_averaged_over_layers_and_added(double):
+    layers = list(parts(double))
+    assert len(layers) == 4
+    leaves = [leaf for _, a, b, _ in layers for leaf in (a, b)]
+    total = torch.stack([built(*layer) for layer in layers]).mean()
+    expected = torch.autograd.grad(total, leaves)
+    for position, leaf in enumerate(leaves):
+        # Some have a gradient already, some have none.
+        leaf.grad = torch.full_like(leaf, 2.0) if position % 3 else None
+    value = OrthogonalityRegularizer(double).add_gradient(0.3)
+    # 1e-9: as above.
+    torch.testing.assert_close(value, total.detach(), rtol=1e-9, atol=0)
+    for position, (leaf, gradient) in enumerate(zip(leaves, expected, strict=True)):
+        before = 2.0 if position % 3 else 0.0
+        torch.testing.assert_close(leaf.grad, before + 0.3 * gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_nothing_but_the_direction_gets_a_gradient(double):
+    OrthogonalityRegularizer(double).add_gradient(1.0)
+    reached = {name for name, parameter in double.named_parameters() if parameter.grad is not None}
+    assert reached == {name for name, _ in double.named_parameters() if "lora_A" in name or "lora_B" in name}
+
+
+def test_descent_makes_the_rows_more_orthogonal(double):
+    regularizer = OrthogonalityRegularizer(double)
+    optimizer = torch.optim.SGD([leaf for _, a, b, _ in parts(double) for leaf in (a, b)], lr=0.01)
+    values = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        values.append(regularizer.add_gradient(1.0).item())
+        optimizer.step()
+    assert values[-1] < values[0]

@@ -1,0 +1,43 @@
+"""The row norm and the scale in closed form, against the built weight."""
+
+import pytest
+import torch
+
+from peft_bidora.adapter.weight import apply_scale, row_norm
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scaling", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("out", "width"), [(5, 5), (3, 8), (8, 3)])
+def test_row_norm_and_its_gradients_are_those_of_the_built_direction(scaling, out, width):
+    w, a, b = draw(out, width, seed=0), draw(2, width, seed=1).requires_grad_(), draw(out, 2, seed=2).requires_grad_()
+    found = row_norm(w.square().sum(dim=1), w @ a.T, a, b, scaling)
+    expected = (w + scaling * b @ a).norm(dim=1)
+    # Float64; the squares are summed in another order.
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    weights = draw(out, seed=3)
+    for one, other in zip(
+        torch.autograd.grad(found @ weights, [a, b]), torch.autograd.grad(expected @ weights, [a, b]), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_row_norm_of_a_row_that_cancels_is_a_finite_number():
+    a, b = draw(1, 4, seed=0), draw(3, 1, seed=1)
+    w = -2.0 * b @ a
+    found = row_norm(w.square().sum(dim=1), w @ a.T, a, b, 2.0)
+    # Rounding of the three terms, each of the order of one: the root of 1e-15.
+    assert found.isfinite().all()
+    assert (found < 1e-6).all()
+    assert (found > 0).all()
+
+
+@pytest.mark.parametrize("bias", [None, draw(5, seed=4)], ids=["no-bias", "bias"])
+def test_scale_leaves_the_bias_alone(bias):
+    product, low_rank, scale = draw(2, 3, 5, seed=0), draw(2, 3, 5, seed=1), draw(5, seed=2)
+    added = 0 if bias is None else bias
+    found = apply_scale(product + added, bias, low_rank, scale)
+    torch.testing.assert_close(found, scale * (product + low_rank) + added, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,29 @@
+"""The four splits that a recipe's files give."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from peft_bidora.errors import DataError
+from peft_bidora.recipe.load import load_recipe
+from peft_bidora.recipe.prepare import read_rows
+
+
+@pytest.mark.parametrize("key", ["data.upper_fraction", "data.selection_fraction"])
+def test_split_that_the_method_needs_is_asked_for(key: str, make_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=f"Set {key}"):
+        read_rows(load_recipe(make_recipe(), [f"{key}=0"]))
+
+
+def test_splits_are_the_same_for_every_method(make_recipe: Callable[..., Path]) -> None:
+    path = make_recipe()
+    hashes = [read_rows(load_recipe(path, [f"method={m}"])).split_hashes() for m in ("lora", "dora", "bidora", "full")]
+    assert all(each == hashes[0] for each in hashes)
+
+
+def test_folder_gives_the_files_that_are_not_named(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_recipe(data__train=".", data__test=None)
+    (tmp_path / "validation.jsonl").write_text('{"text": "good", "label": "pos"}\n')
+    parts = read_rows(load_recipe(path)).parts
+    assert {name: len(part) for name, part in parts.items()} == {"lower": 32, "upper": 8, "selection": 1, "test": 12}

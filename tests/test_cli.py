@@ -1,0 +1,484 @@
+"""The command line: one line a fault, whole runs of every method, and resume after a kill."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from peft_bidora import cli
+
+NOUNS = {
+    "fruit": ("apple", "pear", "plum", "fig", "lime"),
+    "tool": ("saw", "drill", "rasp", "vice", "plane"),
+    "bird": ("crow", "wren", "gull", "finch", "heron"),
+}
+TRAIN_WORDS, TEST_WORDS = ("old", "small", "green", "heavy"), ("new", "large")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+Rows = list[dict[str, Any]]
+
+
+def rows_of(words: tuple[str, ...]) -> Rows:
+    return [
+        {"text": f"the {noun} is {word}", "label": label}
+        for word in words
+        for label, nouns in NOUNS.items()
+        for noun in nouns
+    ]
+
+
+def save_tiny_model(folder: Path) -> Path:
+    words = [*SPECIAL, "the", "is", *TRAIN_WORDS, *TEST_WORDS, *(noun for nouns in NOUNS.values() for noun in nouns)]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@dataclass
+class Project:
+    """A folder with a recipe and its data."""
+
+    folder: Path
+    values: dict[str, Any]
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "run"
+
+    def write(self) -> None:
+        self.recipe.write_text(yaml.safe_dump(self.values), encoding="utf-8")
+
+    def write_rows(self, name: str, rows: Rows) -> None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+
+def new_project(folder: Path, model: Path) -> Project:
+    phase = {"steps": 4, "batch_size": 8}
+    values = {
+        "model": str(model),
+        "data": {"train": "train.jsonl", "test": "test.jsonl"},
+        "adapter": {"rank": 2, "alpha": 4},
+        "search": {**phase, "lower_steps": 2},
+        "retrain": dict(phase),
+        "output": str(folder / "run"),
+        "eval_steps": 2,
+        "save_steps": 2,
+        "logging_steps": 1,
+    }
+    made = Project(folder, values)
+    made.write()
+    made.write_rows("train.jsonl", rows_of(TRAIN_WORDS))
+    made.write_rows("test.jsonl", rows_of(TEST_WORDS))
+    return made
+
+
+@pytest.fixture
+def project(tmp_path: Path, model_folder: Path) -> Project:
+    return new_project(tmp_path, model_folder)
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def faults(self) -> list[str]:
+        return self.err.splitlines()
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`peft-bidora ARGUMENTS` in this process, its output captured."""
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["peft-bidora", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("weights were loaded")
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", refuse)
+
+
+def assert_faults(result: Result, *words: str) -> None:
+    assert result.code == 2, result.err
+    assert "Traceback" not in result.err + result.out
+    assert result.faults
+    assert all(line.startswith("error: ") for line in result.faults), result.err
+    for word in words:
+        assert word in result.err
+
+
+def with_row(at: int, **changes: Any) -> Callable[[Project], None]:
+    def change(project: Project) -> None:
+        rows = rows_of(TRAIN_WORDS)
+        rows[at] |= changes
+        project.write_rows("train.jsonl", rows)
+
+    return change
+
+
+def with_train_bytes(data: bytes, name: str = "train.jsonl") -> Callable[[Project], None]:
+    def change(project: Project) -> None:
+        (project.folder / name).write_bytes(data)
+        project.values["data"]["train"] = name
+        project.write()
+
+    return change
+
+
+def with_train_rows(select: Callable[[Rows], Rows]) -> Callable[[Project], None]:
+    return lambda project: project.write_rows("train.jsonl", select(rows_of(TRAIN_WORDS)))
+
+
+def with_strange_test_class(project: Project) -> None:
+    project.write_rows("test.jsonl", [*rows_of(TEST_WORDS), {"text": "the oak is old", "label": "tree"}])
+
+
+def with_too_few_rows(project: Project) -> None:
+    first = {row["label"]: row for row in reversed(rows_of(TRAIN_WORDS))}
+    project.write_rows("train.jsonl", list(first.values()))
+
+
+def with_missing_model(project: Project) -> None:
+    empty = project.folder / "nothing"
+    empty.mkdir()
+    project.values["model"] = str(empty)
+    project.write()
+
+
+GOOD_LINE = b'{"text": "the fig is old", "label": "fruit"}\n'
+DATA_FAULTS: dict[str, tuple[Callable[[Project], None], tuple[str, ...]]] = {
+    "missing file": (lambda project: (project.folder / "train.jsonl").unlink(), ("train.jsonl", "does not exist")),
+    "empty file": (with_train_bytes(b""), ("train.jsonl", "empty")),
+    "not UTF-8": (with_train_bytes(GOOD_LINE + b'{"text": "caf\xe9", "label": "x"}\n'), ("line 2", "not UTF-8")),
+    "broken JSON": (with_train_bytes(GOOD_LINE * 2 + b'{"text": \n'), ("train.jsonl, line 3", "JSON")),
+    "ragged CSV": (with_train_bytes(b"text,label\na,b\nc,d,e\n", "train.csv"), ("train.csv, line 3", "3 cells", "2")),
+    "blank text": (with_row(4, text="  "), ("line 5", "blank", "'text'")),
+    "text is no string": (with_row(4, text=["a"]), ("line 5", "list", "'text'")),
+    "null label": (with_row(6, label=None), ("line 7", "label")),
+    "single class": (with_train_rows(lambda rows: [row | {"label": "bird"} for row in rows]), ("'bird'", "two")),
+    "strange test class": (with_strange_test_class, ("test.jsonl", "'tree'", "line 31")),
+    "too few rows": (with_too_few_rows, ("rows", "fraction")),
+    "no model folder": (with_missing_model, ("config.json", "nothing")),
+}
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("name", DATA_FAULTS)
+def test_fault_of_the_data_is_one_line_and_exit_code_2(name: str, project: Project, command: Run) -> None:
+    change, words = DATA_FAULTS[name]
+    change(project)
+    assert_faults(command("train", project.recipe), *words)
+    assert not project.output.exists()
+
+
+RECIPE_FAULTS = {
+    "missing column": ("data.label=lable", ("'lable'", "'text'", "'label'", "data.label")),
+    "unknown key": ("search.stepz=4", ("search.stepz", "search.steps")),
+    "unknown section": ("adaptor.rank=4", ("adaptor", "adapter")),
+    "wrong type": ("adapter.rank=eight", ("adapter.rank", "'eight'", "integer")),
+    "out of range": ("search.learning_rate=-1", ("search.learning_rate", "-1", "greater than 0")),
+    "targets match nothing": ("adapter.target_modules=[querry]", ("'querry'", "query", "key", "value", "dense")),
+    "unknown choice": ("method=bidoora", ("method", "'bidoora'", "bidora")),
+    "unknown task": ("task=regression", ("task=regression", "sequence-classification")),
+    "too long": ("data.max_length=99", ("data.max_length=99", "32")),
+    "no equals sign": ("adapter.rank", ("adapter.rank", "key=value")),
+}
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("name", RECIPE_FAULTS)
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_fault_of_the_recipe_is_one_line_and_exit_code_2(name: str, verb: str, project: Project, command: Run) -> None:
+    override, words = RECIPE_FAULTS[name]
+    result = command(verb, project.recipe, override)
+    assert_faults(result, *words)
+    assert len(result.faults) == 1
+    assert not project.output.exists()
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_missing_recipe_is_named(tmp_path: Path, command: Run) -> None:
+    assert_faults(command("train", tmp_path / "gone.yaml"), "gone.yaml", "does not exist")
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_check_reports_every_fault_of_the_keys_at_once(project: Project, command: Run) -> None:
+    result = command("check", project.recipe, "search.stepz=4", "adapter.rank=eight", "retrain.batch_size=0")
+    assert_faults(result, "search.stepz", "adapter.rank", "retrain.batch_size")
+    assert len(result.faults) == 3
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_check_reports_faults_of_data_model_and_output_at_once(project: Project, command: Run) -> None:
+    with_row(4, text="")(project)
+    project.output.mkdir()
+    (project.output / "letter.txt").write_text("mine")
+    result = command("check", project.recipe, "adapter.target_modules=[querry]")
+    assert_faults(result, "line 5", "'querry'", "no run")
+    assert len(result.faults) == 3
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_foreign_files_in_the_output_are_left_alone(project: Project, command: Run) -> None:
+    project.output.mkdir()
+    letter = project.output / "letter.txt"
+    letter.write_text("mine")
+    for options in ((), ("--overwrite",)):
+        assert_faults(command("train", project.recipe, *options), str(project.output), "left alone")
+    assert letter.read_text() == "mine"
+    assert list(project.output.iterdir()) == [letter]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_resume_needs_a_run(project: Project, command: Run) -> None:
+    assert_faults(command("train", project.recipe, "--resume"), "no run to resume", str(project.output))
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_evaluate_needs_a_run(tmp_path: Path, command: Run) -> None:
+    assert_faults(command("evaluate", tmp_path / "gone"), "gone", "no run")
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_check_prints_rows_and_loads_no_weights(project: Project, command: Run) -> None:
+    result = command("check", project.recipe)
+    assert result.code == 0
+    for words in ("lower 43", "upper 11", "selection 6", "test 30", "bird, fruit, tool", "query, value", "No faults"):
+        assert words in result.out
+    assert not project.output.exists()
+    report = json.loads(command("check", project.recipe, "--json").out)
+    assert report["rows"] == {"lower": 43, "upper": 11, "selection": 6, "test": 30}
+
+
+def test_overlap_of_test_and_train_is_noted_and_the_run_goes_on(project: Project, command: Run) -> None:
+    project.write_rows("test.jsonl", rows_of(TRAIN_WORDS)[:15] + rows_of(TEST_WORDS))
+    result = command("train", project.recipe, "method=lora")
+    assert result.code == 0, result.err
+    assert "note: " in result.err
+    assert "test rows also stand among the training rows" in result.err
+
+
+def test_help_imports_no_heavy_library() -> None:
+    code = (
+        "import sys\nfrom peft_bidora.cli import main\nsys.argv = ['peft-bidora', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'sklearn', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for verb in ("train", "check", "evaluate"):
+        assert verb in done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Callable[[str], Project]:
+    """Finished runs, one a method, made when first asked for."""
+    from peft_bidora.recipe.load import load_recipe
+    from peft_bidora.recipe.run import run
+
+    made: dict[str, Project] = {}
+
+    def get(method: str) -> Project:
+        if method not in made:
+            project = new_project(tmp_path_factory.mktemp(method), model_folder)
+            project.values["method"] = method
+            project.write()
+            run(load_recipe(project.recipe))
+            made[method] = project
+        return made[method]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def lora_run(finished: Callable[[str], Project]) -> Project:
+    """Of module scope, so that it is there before a test forbids weights."""
+    return finished("lora")
+
+
+@pytest.fixture
+def copied(lora_run: Project, tmp_path: Path) -> Project:
+    """A finished LoRA run that a test may change."""
+    folder = tmp_path / "copy"
+    shutil.copytree(lora_run.folder, folder)
+    project = Project(folder, {**lora_run.values, "output": str(folder / "run")})
+    project.write()
+    return project
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "bidora", "full"])
+def test_run_from_recipe_to_folder(method: str, project: Project, command: Run) -> None:
+    result = command("train", project.recipe, f"method={method}")
+    assert result.code == 0, result.err
+    assert "\x1b" not in result.out + result.err
+    weights = "model/model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
+    names = ("recipe.yaml", "metrics.json", "manifest.json", "metrics.jsonl", "predictions.jsonl", weights)
+    for name in names:
+        assert (project.output / name).is_file(), name
+    assert str(project.output / Path(weights).parent) in result.out
+    metrics = json.loads((project.output / "metrics.json").read_text())
+    assert metrics["method"] == method
+    assert metrics["rows"] == {"lower": 43, "upper": 11, "selection": 6, "test": 30}
+    assert f"{metrics['test']['accuracy']['value']:.4f}" in result.out
+    predictions = [json.loads(line) for line in (project.output / "predictions.jsonl").read_text().splitlines()]
+    right = sum(row["predicted_label"] == row["label"] for row in predictions)
+    assert right / 30 == metrics["test"]["accuracy"]["value"]
+    history = [json.loads(line) for line in (project.output / "metrics.jsonl").read_text().splitlines()]
+    phases = {"search", "retrain"} if method == "bidora" else {"retrain"}
+    assert {entry["phase"] for entry in history} == phases
+
+
+def test_json_goes_to_standard_output(project: Project, command: Run) -> None:
+    result = command("train", project.recipe, "method=lora", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == json.loads((project.output / "metrics.json").read_text())
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_resuming_a_finished_run_says_so(copied: Project, command: Run) -> None:
+    result = command("train", copied.recipe, "--resume")
+    assert result.code == 0, result.err
+    assert "finished already" in result.err
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_output_with_another_run_is_refused(copied: Project, command: Run) -> None:
+    before = (copied.output / "metrics.json").read_bytes()
+    assert_faults(command("train", copied.recipe), str(copied.output), "another run", "--resume", "--overwrite")
+    assert (copied.output / "metrics.json").read_bytes() == before
+
+
+def test_overwrite_replaces_a_run(copied: Project, command: Run) -> None:
+    result = command("train", copied.recipe, "--overwrite", "method=dora")
+    assert result.code == 0, result.err
+    assert json.loads((copied.output / "metrics.json").read_text())["method"] == "dora"
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_resume_with_a_changed_recipe_names_key_old_and_new(copied: Project, command: Run) -> None:
+    result = command("train", copied.recipe, "--resume", "retrain.steps=6", "seed=1")
+    assert_faults(result, "retrain.steps was 4 and is 6", "seed was 0 and is 1")
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("key", ["train", "test"])
+def test_resume_with_changed_data_names_the_file(key: str, copied: Project, command: Run) -> None:
+    rows = rows_of(TRAIN_WORDS if key == "train" else TEST_WORDS)
+    copied.write_rows(f"{key}.jsonl", [*rows[:-1], {"text": "the heron is blue", "label": "bird"}])
+    result = command("train", copied.recipe, "--resume")
+    assert_faults(result, f"data.{key}", "sha256")
+    other = "data.test" if key == "train" else "data.train"
+    assert other not in result.err
+
+
+@pytest.mark.parametrize("method", ["lora", "bidora", "full"])
+def test_evaluate_repeats_the_test_metrics(method: str, finished: Callable[[str], Project], command: Run) -> None:
+    project = finished(method)
+    result = command("evaluate", project.output, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == json.loads((project.output / "metrics.json").read_text())["test"]
+
+
+def test_evaluate_scores_another_file(finished: Callable[[str], Project], command: Run) -> None:
+    project = finished("lora")
+    same = command("evaluate", project.output, project.folder / "test.jsonl", "--json")
+    assert json.loads(same.out) == json.loads((project.output / "metrics.json").read_text())["test"]
+    assert "accuracy" in command("evaluate", project.output).out
+    project.write_rows("strange.jsonl", [{"text": "the oak is old", "label": "tree"}])
+    assert_faults(command("evaluate", project.output, project.folder / "strange.jsonl"), "'tree'", "strange.jsonl")
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_to_bit_identical_weights(tmp_path: Path, model_folder: Path) -> None:
+    steps = {"search.steps": 40, "retrain.steps": 40, "save_steps": 4, "eval_steps": 4}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+    def start(project: Project, *options: str) -> subprocess.Popen[str]:
+        arguments = ["train", str(project.recipe), *(f"{key}={value}" for key, value in steps.items()), *options]
+        line = [sys.executable, "-m", "peft_bidora", *arguments]
+        return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def make(name: str) -> Project:
+        (tmp_path / name).mkdir()
+        return new_project(tmp_path / name, model_folder)
+
+    whole = make("whole")
+    process = start(whole)
+    assert process.wait(timeout=300) == 0, process.communicate()[0]
+    expected = load_file(whole.output / "adapter" / "adapter_model.safetensors")
+    moments = random.Random()
+    for phase in ("search", "retrain"):
+        project = make(phase)
+        process = start(project)
+        deadline = time.monotonic() + 300
+        while not any((project.output / phase).glob("checkpoint-*")):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        delay = moments.uniform(0, 0.5)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"{phase} was over {delay:.3f} s after its first checkpoint"
+        process = start(project, "--resume")
+        assert process.wait(timeout=300) == 0, process.communicate()[0]
+        found = load_file(project.output / "adapter" / "adapter_model.safetensors")
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), f"{name}, killed {delay:.3f} s after the first {phase} checkpoint"
