@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from peft_bidora.errors import BiDoRAError
+from peft_bidora.errors import BiDoRAError, RecipeError
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +34,8 @@ def train(
     """Train by a recipe and score the test rows."""
     from peft_bidora.recipe.load import load_recipe
 
+    if resume and overwrite:
+        raise RecipeError("--resume goes on with a run and --overwrite deletes it; expected one of them.")
     loaded = load_recipe(recipe, overrides or ())
     _quiet_libraries()
     from peft_bidora.recipe.run import run
@@ -43,11 +45,11 @@ def train(
     except KeyboardInterrupt:
         typer.echo("interrupted; go on with the same command and --resume", err=True)
         raise typer.Exit(130) from None
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
     if as_json:
         typer.echo(json.dumps(result.metrics, indent=2))
         return
-    for note in result.notes:
-        typer.echo(f"note: {note}", err=True)
     _print_run(result.folder, result.metrics)
 
 

@@ -1,42 +1,124 @@
-"""Every key of a recipe is read by a run (contract 11)."""
+"""Every key of a recipe is read: another value changes what is built (contract 11)."""
 
-from collections.abc import Callable
+import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from transformers import BertConfig
+
+from peft_bidora.recipe import prepare as prepare_module
 from peft_bidora.recipe.load import load_recipe, recipe_keys
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
-from peft_bidora.recipe.prepare import prepare, read_rows
+from peft_bidora.tasks import registry
+
+PHASE = {
+    "steps": "7",
+    "epochs": "2.0",
+    "batch_size": "5",
+    "gradient_accumulation_steps": "3",
+    "learning_rate": "1e-4",
+    "weight_decay": "0.3",
+    "schedule": "cosine",
+    "warmup_fraction": "0.4",
+    "max_grad_norm": "0.7",
+}
+CHANGED = {
+    "model": "other",
+    "task": "twin",
+    "method": "full",
+    "data.train": "other.jsonl",
+    "data.test": "other.jsonl",
+    "data.selection": "other.jsonl",
+    "data.text": "body",
+    "data.label": "kind",
+    "data.group": "place",
+    "data.test_fraction": "0.3",
+    "data.selection_fraction": "0.3",
+    "data.upper_fraction": "0.4",
+    "data.max_train_rows": "30",
+    "data.max_length": "9",
+    "adapter.rank": "3",
+    "adapter.alpha": "5",
+    "adapter.dropout": "0.2",
+    "adapter.target_modules": "[key]",
+    "adapter.orthogonality": "0.1",
+    **{f"{section}.{name}": value for section in ("search", "retrain") for name, value in PHASE.items()},
+    "search.upper_learning_rate": "0.3",
+    "search.upper_weight_decay": "0.3",
+    "search.upper_schedule": "linear",
+    "search.upper_batch_size": "3",
+    "search.lower_steps": "2",
+    "search.hypergradient": "first-order",
+    "search.xi": "lower-learning-rate",
+    "search.finite_difference_radius": "0.01",
+    "retrain.from": "search",
+    "precision": "bfloat16",
+    "seed": "3",
+    "output": "elsewhere",
+    "logging_steps": "3",
+    "eval_steps": "25",
+    "save_steps": "100",
+    "select_best": "false",
+    "report_to": "[tensorboard]",
+}
+# What a key needs beside it to have a say, in the plain recipe too.
+BESIDE = {
+    "data.test_fraction": ["data.test=null", "data.test_fraction=0.2"],
+    "search.epochs": ["search.steps=null"],
+    "retrain.epochs": ["retrain.steps=null"],
+}
 
 
-class Recording:
-    """A recipe that writes down which of its keys are read."""
+@pytest.fixture
+def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe whose model is a configuration alone."""
+    config = BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    monkeypatch.setattr(prepare_module, "resolve_model", lambda name: f"folder of {name}")
+    monkeypatch.setattr(prepare_module, "load_config", lambda _: config)
+    monkeypatch.setattr(prepare_module, "load_tokenizer", lambda _: SimpleNamespace(model_max_length=32))
+    twin = replace(registry.TASKS["sequence-classification"], name="twin")
+    monkeypatch.setitem(registry.TASKS, "twin", twin)
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("train", 60), ("test", 12), ("other", 66)):
+        rows = [
+            {"text": f"{name} text {i}", "body": f"{name} body {i}", "label": f"l{i % 3}", "kind": f"k{i % 2}",
+             "place": f"p{i // 3}"}
+            for i in range(count)
+        ]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: base\ndata: {train: train.jsonl, test: test.jsonl, text: text, label: label}\noutput: run\n"
+        "search: {steps: 4}\nretrain: {steps: 4}\n"
+    )
+    return path
 
-    def __init__(self, section: Any, read: set[str], prefix: str = "") -> None:
-        self._section, self._read, self._prefix = section, read, prefix
 
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._section, name)
-        fields = type(self._section).model_fields
-        if name not in fields:
-            return value
-        key = self._prefix + (fields[name].alias or name)
-        if type(value).__name__.endswith("Section"):
-            return Recording(value, self._read, f"{key}.")
-        self._read.add(key)
-        return value
+def built(path: Path, overrides: list[str]) -> dict[str, Any]:
+    recipe = load_recipe(path, overrides)
+    prepared = prepare_module.prepare(recipe)
+    return {
+        "bidora": bidora_arguments(recipe, True).to_dict(),
+        "baseline": baseline_arguments(recipe, True).to_dict(),
+        "adapter": adapter_options(recipe),
+        "prepared": (prepared.task.name, prepared.source, prepared.max_length, prepared.target_modules),
+        "rows": (prepared.rows.split_hashes(), prepared.rows.names),
+    }
 
 
-def test_every_key_is_read(make_recipe: Callable[..., Path]) -> None:
-    read: set[str] = set()
-    recipe: Any = Recording(load_recipe(make_recipe()), read)
-    by_steps: Any = Recording(load_recipe(make_recipe(search__steps=None, search__epochs=1.0)), read)
-    by_epochs: Any = Recording(load_recipe(make_recipe(retrain__steps=None, retrain__epochs=1.0)), read)
-    cut_test: Any = Recording(load_recipe(make_recipe(data__test=None, data__test_fraction=0.2)), read)
-    prepare(recipe)
-    read_rows(cut_test)
-    adapter_options(recipe)
-    baseline_arguments(recipe, selection=True)
-    for each in (recipe, by_steps, by_epochs):
-        bidora_arguments(each, selection=True)
-    assert set(recipe_keys()) - read == set()
+def test_every_key_has_a_changed_value() -> None:
+    assert set(recipe_keys()) == set(CHANGED)
+
+
+@pytest.mark.parametrize("key", CHANGED)
+def test_changed_key_changes_what_is_built(key: str, recipe_file: Path) -> None:
+    beside = BESIDE.get(key, [])
+    plain = built(recipe_file, beside)
+    assert plain == built(recipe_file, beside)
+    assert built(recipe_file, [*beside, f"{key}={CHANGED[key]}"]) != plain

@@ -1,6 +1,6 @@
-"""Recipes: numbers, overrides, paths, and files that are none."""
+"""Reading a recipe: each fault names its place."""
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 
 import pytest
@@ -8,63 +8,51 @@ import pytest
 from peft_bidora.errors import RecipeError
 from peft_bidora.recipe.load import dump_recipe, load_recipe
 
-
-def test_numbers_that_yaml_takes_for_strings_are_numbers(make_recipe: Callable[..., Path]) -> None:
-    recipe = load_recipe(make_recipe(), ["search.learning_rate=5e-3", "search.xi=1e-1"])
-    assert (recipe.search.learning_rate, recipe.search.xi) == (5e-3, 0.1)
+TEXT = "model: m\ndata: {train: rows.jsonl}\noutput: run\n"
 
 
-@pytest.mark.parametrize("key", ["search.steps", "seed"])
-def test_booleans_are_no_counts(key: str, make_recipe: Callable[..., Path]) -> None:
-    with pytest.raises(RecipeError, match=f"{key}=True"):
-        load_recipe(make_recipe(), [f"{key}=true"])
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
-def test_overrides_win_over_the_file(make_recipe: Callable[..., Path]) -> None:
-    recipe = load_recipe(make_recipe(), ["retrain.from=search", "seed=7"])
-    assert (recipe.retrain.start, recipe.seed) == ("search", 7)
-
-
-def test_dumped_recipe_loads_as_itself(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    recipe = load_recipe(make_recipe())
-    again = tmp_path / "again.yaml"
-    again.write_text(dump_recipe(recipe))
-    assert load_recipe(again) == recipe
-
-
-def test_data_beside_the_recipe_is_found_from_anywhere(
-    make_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_recipe()
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert Path(load_recipe(path).data.train).resolve() == (tmp_path / "train.jsonl").resolve()
-
-
-def test_all_faults_are_reported_at_once(make_recipe: Callable[..., Path]) -> None:
-    with pytest.raises(RecipeError, match=r"search\.steps=0") as caught:
-        load_recipe(make_recipe(), ["search.steps=0", "retrain.from=middle", "adapter.rnk=2", "precision=float16"])
-    assert len(caught.value.faults) == 4
-    assert "adapter.rnk: there is no such key. Did you mean 'adapter.rank'?" in caught.value.faults
-
-
-def test_two_lengths_of_a_phase_are_refused(make_recipe: Callable[..., Path]) -> None:
-    with pytest.raises(RecipeError, match="retrain: steps and epochs are both set"):
-        load_recipe(make_recipe(), ["retrain.epochs=2"])
-
-
-RECIPES = {
-    "broken": (b"model: x\ndata: [1\nseed: 2\n", "line 3: broken YAML"),
-    "repeated key": (b"seed: 1\nseed: 2\n", "line 2: .*'seed' stands twice"),
-    "no mapping": (b"- model\n", "expected keys and values"),
-    "not UTF-8": (b"model: caf\xe9\n", "UTF-8"),
-}
-
-
-@pytest.mark.parametrize("kind", RECIPES)
-def test_file_that_is_no_recipe_is_refused(kind: str, tmp_path: Path) -> None:
-    content, message = RECIPES[kind]
-    path = tmp_path / "recipe.yaml"
-    path.write_bytes(content)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TEXT + "seed: 1\nseed: 2\n", r"recipe\.yaml, line 5: .*'seed' stands twice"),
+        (TEXT + "search: {steps: 1, steps: 2}\n", r"line 4: .*'steps' stands twice"),
+        (TEXT + "search: [1\n", r"recipe\.yaml, line \d: broken YAML"),
+        ("- model\n", r"holds list; expected keys and values"),
+        ("", r"holds NoneType; expected keys and values"),
+        ("model: m\noutput: run\n", r"^data is missing"),
+    ],
+)
+def test_broken_recipe_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
-        load_recipe(path)
+        load_recipe(write(tmp_path, text))
+
+
+def test_override_without_equals_sign_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'seed': expected key=value"):
+        load_recipe(write(tmp_path, TEXT), ["seed"])
+
+
+@pytest.mark.parametrize("number", ["5e-3", "5.0e-3", "0.005"])
+def test_number_with_exponent_is_a_number(number: str, tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, TEXT + f"search: {{steps: 1, learning_rate: {number}}}\n"))
+    assert recipe.search.learning_rate == 0.005
+    assert load_recipe(write(tmp_path, TEXT), [f"retrain.learning_rate={number}"]).retrain.learning_rate == 0.005
+
+
+def test_data_path_beside_the_recipe_comes_first(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, TEXT)).data.train == "rows.jsonl"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({}))
+    assert load_recipe(write(tmp_path, TEXT)).data.train == str(tmp_path / "rows.jsonl")
+
+
+def test_dumped_recipe_reads_back_equal(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, TEXT), ["retrain.from=search", "data.text=body"])
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+    plain = load_recipe(write(tmp_path, TEXT))
+    assert load_recipe(write(tmp_path, dump_recipe(plain))) == plain

@@ -40,7 +40,7 @@ def test_loss_of_bfloat16_logits_is_taken_in_float32() -> None:
 
 def test_prediction_rows_keep_the_row_and_add_probabilities() -> None:
     rows = [{"text": "a", "id": 7}, {"text": "b", "id": 8}]
-    examples = Examples(texts=[("a",), ("b",)], labels=None, groups=None, rows=rows, source="made.jsonl")
+    examples = Examples([("a",), ("b",)], None, None, rows, "made.jsonl", [1, 2], "line")
     logits = np.array([[0.0, np.log(3.0)], [1000.0, 0.0]])  # the second would overflow a plain exponential
     found = prediction_rows(examples, logits, ["no", "yes"])
     assert [row["predicted_label"] for row in found] == ["yes", "no"]

@@ -39,7 +39,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(*(_sentence(dict(fault)) for fault in error.errors())) from None
+        raise RecipeError(*_sentences(error)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -106,7 +106,21 @@ def _relocate(values: dict[str, Any], folder: Path) -> None:
     data = values.get("data")
     for key in ("train", "test", "selection"):
         if isinstance(data, dict) and isinstance(data.get(key), str) and (folder / data[key]).exists():
-            data[key] = str(folder / data[key])
+            data[key] = str((folder / data[key]).resolve())
+        elif isinstance(data, dict) and isinstance(data.get(key), str) and Path(data[key]).exists():
+            data[key] = str(Path(data[key]).resolve())  # the run folder's recipe is read from anywhere
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    """One sentence a key: the members of a union each have a fault of the same value."""
+    joined: dict[str, str] = {}
+    for sentence in (_sentence(dict(fault)) for fault in error.errors()):
+        subject, _, expected = sentence.partition(": input should be ")
+        if expected and subject in joined:
+            joined[subject] = f"{joined[subject].removesuffix('.')} or {expected}"
+        else:
+            joined[subject] = sentence
+    return list(joined.values())
 
 
 def _sentence(fault: dict[str, Any]) -> str:

@@ -1,21 +1,42 @@
 """The shape of a recipe: its keys, their defaults and their ranges."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Method = Literal["bidora", "dora", "lora", "full"]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {str(value).lower()}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
 Columns = Annotated[list[str], Field(min_length=1, max_length=2)]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+def _steps_unless_epochs(steps: int) -> Callable[[object], object]:
+    """Give a phase its default number of steps where neither steps nor epochs are set."""
+
+    def fill(values: object) -> object:
+        if isinstance(values, dict) and values.get("steps") is None and values.get("epochs") is None:
+            return {**values, "steps": steps}
+        return values
+
+    return fill
 
 
 class Section(BaseModel):
@@ -42,6 +63,12 @@ class DataSection(Section):
     upper_fraction: Fraction = 0.2
     max_train_rows: Count | None = None
     max_length: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_test(self) -> "DataSection":
+        if self.test is not None and self.test_fraction > 0:
+            raise ValueError("test and test_fraction are both set; expected one of them. Remove the other")
+        return self
 
 
 class AdapterSection(Section):
@@ -77,18 +104,22 @@ class PhaseSection(Section):
 class SearchSection(PhaseSection):
     """The search phase: the direction on the lower split, the magnitudes on the upper one."""
 
+    _default_length = model_validator(mode="before")(_steps_unless_epochs(200))
+
     upper_learning_rate: NonNegative = 2e-2
     upper_weight_decay: NonNegative = 0.0
     upper_schedule: Schedule = "constant"
     upper_batch_size: Count | None = None
     lower_steps: Count = 4
     hypergradient: Literal["finite-difference", "one-sided", "exact", "first-order"] = "finite-difference"
-    xi: Annotated[float, Field(allow_inf_nan=False)] | Literal["lower-learning-rate"] = 1.0
+    xi: Number | Literal["lower-learning-rate"] = 1.0
     finite_difference_radius: Rate | None = None
 
 
 class RetrainSection(PhaseSection):
     """The retrain phase, on lower ∪ upper rows; all there is for lora, dora and full."""
+
+    _default_length = model_validator(mode="before")(_steps_unless_epochs(300))
 
     start: Literal["initial", "search"] = Field(default="initial", alias="from")
 
@@ -101,8 +132,8 @@ class Recipe(Section):
     method: Method = "bidora"
     data: DataSection
     adapter: AdapterSection = AdapterSection()
-    search: SearchSection = SearchSection(steps=200)
-    retrain: RetrainSection = RetrainSection(steps=300)
+    search: SearchSection = SearchSection()
+    retrain: RetrainSection = RetrainSection()
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     output: Path
