@@ -451,18 +451,18 @@ def test_killed_run_resumes_to_bit_identical_weights(tmp_path: Path, model_folde
     steps = {"search.steps": 40, "retrain.steps": 40, "save_steps": 4, "eval_steps": 4}
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
-    def start(project: Project, *options: str) -> subprocess.Popen[str]:
+    def start(project: Project, *options: str) -> subprocess.Popen[bytes]:
         arguments = ["train", str(project.recipe), *(f"{key}={value}" for key, value in steps.items()), *options]
         line = [sys.executable, "-m", "peft_bidora", *arguments]
-        return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        with open(project.folder / "log.txt", "ab") as log:
+            return subprocess.Popen(line, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def make(name: str) -> Project:
         (tmp_path / name).mkdir()
         return new_project(tmp_path / name, model_folder)
 
     whole = make("whole")
-    process = start(whole)
-    assert process.wait(timeout=300) == 0, process.communicate()[0]
+    assert start(whole).wait(timeout=300) == 0, (whole.folder / "log.txt").read_text()
     expected = load_file(whole.output / "adapter" / "adapter_model.safetensors")
     moments = random.Random()
     for phase in ("search", "retrain"):
@@ -470,15 +470,14 @@ def test_killed_run_resumes_to_bit_identical_weights(tmp_path: Path, model_folde
         process = start(project)
         deadline = time.monotonic() + 300
         while not any((project.output / phase).glob("checkpoint-*")):
-            assert process.poll() is None, process.communicate()[0]
+            assert process.poll() is None, (project.folder / "log.txt").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.002)
         delay = moments.uniform(0, 0.5)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, f"{phase} was over {delay:.3f} s after its first checkpoint"
-        process = start(project, "--resume")
-        assert process.wait(timeout=300) == 0, process.communicate()[0]
+        assert start(project, "--resume").wait(timeout=300) == 0, (project.folder / "log.txt").read_text()
         found = load_file(project.output / "adapter" / "adapter_model.safetensors")
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
