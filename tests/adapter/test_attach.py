@@ -60,7 +60,16 @@ FAMILIES: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {
         ["pre_classifier", "classifier"],
     ),
     "gpt2": (
-        lambda: GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=0),
+        lambda: GPT2Config(
+            vocab_size=40,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=32,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=1,
+        ),
         ["c_attn"],
         ["score"],
     ),
