@@ -42,13 +42,14 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--warm-up-steps", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "fidelity.json")
     options = parser.parse_args()
     torch.manual_seed(0)
     model, batches = prepare(options)
     results = []
-    for precision in (torch.float32, torch.bfloat16):
+    for precision in (getattr(torch, name) for name in options.precisions):
         for name, radius in cases(precision):
             pairs = [compare(model, low, up, precision, name, radius) for low, up in batches]
             row = {
