@@ -9,6 +9,9 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 
 from peft_bidora.adapter.attach import AdapterOptions, attach_adapter, head_modules
 
+# Tiny tensors gain nothing from threads, and spinning ones starve each other where tests run side by side.
+torch.set_num_threads(1)
+
 
 def tiny_bert(dropout: float = 0.0, labels: int = 2) -> PreTrainedModel:
     config = BertConfig(
