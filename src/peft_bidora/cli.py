@@ -165,6 +165,7 @@ def _print_run(folder: Path, metrics: dict[str, Any]) -> None:
             "  from peft import AutoPeftModelForSequenceClassification",
             "  from transformers import AutoTokenizer",
             f'  model = AutoPeftModelForSequenceClassification.from_pretrained("{adapter}", num_labels={labels})',
+            f'  tokenizer = AutoTokenizer.from_pretrained("{adapter}")',
         ]
     typer.echo("\n".join(lines))
 

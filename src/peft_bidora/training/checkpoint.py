@@ -64,4 +64,4 @@ def _read(path: Path) -> None:
     elif path.suffix == ".json":
         json.loads(path.read_text(encoding="utf-8"))
     elif path.suffix in (".pt", ".pth") and path.name != "rng_state.pth":
-        torch.load(path, map_location="cpu", weights_only=path.name != "training_args.bin")
+        torch.load(path, map_location="cpu", weights_only=True)
