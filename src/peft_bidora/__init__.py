@@ -12,7 +12,7 @@ _PUBLIC = {
     "save_adapter": "peft_bidora.adapter.export",
     "BiDoRAArguments": "peft_bidora.training.arguments",
     "BiDoRATrainer": "peft_bidora.training.trainer",
-    "BilevelMixin": "peft_bidora.training.trainer",
+    "BilevelMixin": "peft_bidora.training.bilevel_mixin",
     "BiDoRAError": "peft_bidora.errors",
 }
 __all__ = sorted(_PUBLIC)

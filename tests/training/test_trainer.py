@@ -9,7 +9,8 @@ import torch
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
 
 from peft_bidora.training.arguments import BiDoRAArguments
-from peft_bidora.training.trainer import BiDoRATrainer, ExactTrainer
+from peft_bidora.training.exact_trainer import ExactTrainer
+from peft_bidora.training.trainer import BiDoRATrainer
 
 OPTIONS: dict[str, Any] = {
     "max_steps": 7,

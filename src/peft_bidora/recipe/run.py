@@ -25,7 +25,8 @@ from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.intervals import scores_with_intervals
 from peft_bidora.training.checkpoint import last_whole_checkpoint
-from peft_bidora.training.trainer import BiDoRATrainer, ExactTrainer
+from peft_bidora.training.exact_trainer import ExactTrainer
+from peft_bidora.training.trainer import BiDoRATrainer
 
 
 @dataclass(frozen=True)

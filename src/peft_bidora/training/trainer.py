@@ -2,211 +2,25 @@
 
 import copy
 import logging
-from functools import partial
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset
-from transformers import Trainer, TrainingArguments, set_seed
+from torch.utils.data import ConcatDataset
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.adapter.layer import set_norm_in_graph
-from peft_bidora.adapter.parameters import Levels, require_gradient, restore, snapshot, split_levels
-from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
-from peft_bidora.bilevel.hypergradient import BilevelProblem
-from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state, preserved_random_state
-from peft_bidora.bilevel.step import upper_step
-from peft_bidora.errors import CheckpointError, ModelError, SplitError
+from peft_bidora.adapter.parameters import require_gradient, restore, snapshot
+from peft_bidora.errors import CheckpointError
 from peft_bidora.training.arguments import BiDoRAArguments
+from peft_bidora.training.bilevel_mixin import BilevelMixin
 from peft_bidora.training.checkpoint import checkpoint_step, last_whole_checkpoint
-from peft_bidora.training.upper_batches import Batch, UpperBatches
-from peft_bidora.training.upper_level import UpperLevel, estimator_of
+from peft_bidora.training.exact_trainer import ExactTrainer
 
-# What a mixin's `super()` and `self` are: some Trainer, known when the class is combined with one.
-_AnyTrainer: Any = Trainer if TYPE_CHECKING else object
 logger = logging.getLogger(__name__)
 
-UPPER_LEVEL_NAME = "upper_level.pt"
 INITIAL_DIRECTION_NAME = "initial_direction.safetensors"
-# These losses ignore num_items_in_batch although their models accept it, so that Trainer would not divide them.
-_MEAN_LOSSES = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForImageClassification")
-
-
-class ExactTrainer(Trainer):
-    """Trainer that resumes bit for bit at any cadence and divides every loss right under gradient accumulation."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if self.compute_loss_func is None and getattr(model, "loss_type", None) in _MEAN_LOSSES:
-            self.loss_is_scaled_for_ga = False
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as Trainer does; the generators that training draws from are left as they were."""
-        with preserved_random_state():
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        return metrics
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if hasattr(self.model, "peft_config"):
-            use_closed_form(self.model)
-        for name, parameter in self.model.named_parameters():  # loading an adapter makes all of it trainable
-            parameter.requires_grad_(trainable[name])
-
-
-class BilevelMixin(_AnyTrainer):
-    """Add the upper level to the training loop of any Trainer subclass: `class Mine(BilevelMixin, SomeTrainer)`.
-
-    At every K-th step the gradients of both levels are taken at the same point: the magnitudes move along the
-    hypergradient, then the direction along the gradient of the lower loss.
-
-    Args:
-        upper_dataset: the rows of the upper level; `train_dataset` holds those of the lower level.
-    """
-
-    def __init__(self, *args: Any, upper_dataset: Dataset[Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not isinstance(self.args, BiDoRAArguments):
-            raise TypeError(f"args: expected BiDoRAArguments, got {type(self.args).__name__}")
-        if upper_dataset is None or len(upper_dataset) == 0:  # type: ignore[arg-type]  # torch's Dataset hides __len__
-            raise SplitError(
-                "upper_dataset is empty; the upper level needs rows of its own. Raise data.upper_fraction."
-            )
-        if self.args.hypergradient == "exact":
-            _require_eager_attention(self.model)
-        use_closed_form(self.model)
-        self.upper_dataset = upper_dataset
-        self.levels: Levels = split_levels(self.model)
-        self.phase = "search"
-        self._upper: UpperLevel | None = None
-        self._regularizer: OrthogonalityRegularizer | None = None
-        self._lower_losses: list[ReplayedLoss] = []
-        self._logged_at: tuple[int, float] | None = None
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the lower level's optimiser as Trainer would, of the direction alone."""
-        require_gradient(list(self.levels.magnitude.values()), False)
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        return optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Make the schedules of both levels; in the search phase the upper level starts anew."""
-        if self.phase == "search":
-            self._upper = self._new_upper_level(num_training_steps)
-            self._lower_losses = []
-            gamma = self.args.orthogonality
-            self._regularizer = OrthogonalityRegularizer(self.model) if gamma > 0 else None
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Run one lower pass and, with the last micro-batch of every K-th step, the upper step."""
-        if self.phase != "search":
-            plain: Tensor = super().training_step(model, inputs, num_items_in_batch)
-            return plain
-        magnitude = list(self.levels.magnitude.values())
-        due = (self.state.global_step + 1) % self.args.lower_steps == 0
-        # Only a one-sided difference reads ∂L_train/∂M of the training pass.
-        require_gradient(magnitude, due and self.args.hypergradient == "one-sided")
-        if due:
-            batch = dict(inputs)
-            micro_batches = self.current_gradient_accumulation_steps
-            loss = partial(self._loss_share, model, batch, num_items_in_batch, micro_batches)
-            self._lower_losses.append(ReplayedLoss(loss, capture_random_state()))
-        lower_loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:
-            if due:
-                self._upper_step(model, magnitude)
-            if self._regularizer is not None:
-                self._regularizer.add_gradient(self.args.orthogonality)
-        return lower_loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the upper level's figures to those of a logging interval of the search."""
-        if self.phase == "search" and self._upper is not None and "loss" in logs:
-            now = (self.state.global_step, perf_counter())
-            logs.update(self._upper.drain_logs())
-            if self._logged_at is not None and now[0] > self._logged_at[0]:
-                logs["seconds_per_step"] = (now[1] - self._logged_at[1]) / (now[0] - self._logged_at[0])
-            self._logged_at = now
-        super().log(logs, start_time)
-
-    def _upper_step(self, model: nn.Module, magnitude: list[nn.Parameter]) -> None:
-        upper = self._upper
-        assert upper is not None  # create_scheduler has run
-        taken = [parameter.grad for parameter in magnitude]
-        for parameter in magnitude:
-            parameter.grad = None  # clipping is of the lower level's gradients alone
-        require_gradient(magnitude, True)
-        try:
-            problem = BilevelProblem(
-                lower_losses=self._lower_losses,
-                upper_losses=self._upper_losses(model, upper.batches.next_batch()),
-                direction=list(self.levels.direction.values()),
-                magnitude=magnitude,
-                lower_magnitude_gradient=None if any(g is None for g in taken) else taken,  # type: ignore[arg-type]
-            )
-            gradient = upper_step(
-                estimator_of(self.args, self._get_learning_rate()),
-                problem,
-                upper.optimizer,
-                max_norm=self.args.max_grad_norm,
-                step=self.state.global_step + 1,
-            )
-        finally:
-            self._lower_losses = []
-            require_gradient(magnitude, False)
-        upper.finish_step(gradient)
-
-    def _upper_losses(self, model: nn.Module, batches: list[Batch]) -> list[Any]:
-        items = self._get_num_items_in_batch(batches, self.args.device)
-        return [partial(self._loss_share, model, batch, items, len(batches)) for batch in batches]
-
-    def _loss_share(self, model: nn.Module, batch: Batch, items: Tensor | int | None, micro_batches: int) -> Tensor:
-        """The loss of a micro-batch, scaled as Trainer scales its own: those of a batch add up to its mean."""
-        inputs = self._prepare_inputs(dict(batch))
-        with self.compute_loss_context_manager():
-            loss: Tensor = self.compute_loss(model, inputs, num_items_in_batch=items)
-        scaled = self.loss_is_scaled_for_ga
-        if scaled is None:
-            scaled = (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
-        return loss if scaled else loss / micro_batches
-
-    def _new_upper_level(self, search_steps: int) -> UpperLevel:
-        args: BiDoRAArguments = self.args
-        rows: Any = self.upper_dataset
-        collate = self.data_collator
-        if hasattr(rows, "remove_columns"):
-            rows = self._remove_unused_columns(rows, description="upper")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, description="upper")
-        batches = UpperBatches(
-            rows,
-            collate,
-            args.upper_batch_size or args.per_device_train_batch_size,
-            args.gradient_accumulation_steps,
-            args.data_seed if args.data_seed is not None else args.seed,
-        )
-        return UpperLevel(list(self.levels.magnitude.values()), batches, args, search_steps)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.phase == "search" and self._upper is not None:
-            torch.save(self._upper.state_dict(), Path(output_dir) / UPPER_LEVEL_NAME)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.phase == "search" and self._upper is not None and checkpoint is not None:
-            path = Path(checkpoint) / UPPER_LEVEL_NAME
-            if not path.is_file():
-                raise CheckpointError(f"{path} is missing; expected the state of the upper level. Resume from another.")
-            self._upper.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 class BiDoRATrainer(BilevelMixin, ExactTrainer):
@@ -331,12 +145,3 @@ def _concatenate(lower: Any, upper: Any) -> Any:
 
         return concatenate_datasets([lower, upper])
     return ConcatDataset([lower, upper])
-
-
-def _require_eager_attention(model: nn.Module) -> None:
-    implementation = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
-    if implementation != "eager":
-        raise ModelError(
-            f"hypergradient=exact differentiates twice, which the attention {implementation!r} does not support."
-            ' Load the model with attn_implementation="eager", or use finite-difference.'
-        )
