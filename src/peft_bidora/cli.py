@@ -41,16 +41,14 @@ def train(
     from peft_bidora.recipe.run import run
 
     try:
-        result = run(loaded, resume=resume, overwrite=overwrite)
+        metrics = run(loaded, resume=resume, overwrite=overwrite, announce=_announce)
     except KeyboardInterrupt:
         typer.echo("interrupted; go on with the same command and --resume", err=True)
         raise typer.Exit(130) from None
-    for note in result.notes:
-        typer.echo(f"note: {note}", err=True)
     if as_json:
-        typer.echo(json.dumps(result.metrics, indent=2))
+        typer.echo(json.dumps(metrics, indent=2))
         return
-    _print_run(result.folder, result.metrics)
+    _print_run(loaded.output, metrics)
 
 
 @app.command()
@@ -117,6 +115,10 @@ def _collect(faults: list[str], function: Callable[..., Any], *args: Any, **kwar
     except BiDoRAError as error:
         faults.extend(error.faults)
         return None
+
+
+def _announce(note: str) -> None:
+    typer.echo(f"note: {note}", err=True)
 
 
 def _quiet_libraries() -> None:

@@ -8,13 +8,17 @@ Build = Callable[..., Examples]
 
 def test_overlap_counts_rows_of_the_second_whose_stripped_text_is_in_the_first(build: Build) -> None:
     first, second = build(["x"] * 3, ["a", "b ", "B"]), build(["x"] * 4, ["a", "a", " b", "c"])
-    assert overlap(first, second) == 3
-    assert overlap(second, first) == 2
+    assert overlap([first], second) == 3
+    assert overlap([second], first) == 2
+
+
+def test_a_row_that_stands_in_both_training_splits_is_counted_once(build: Build) -> None:
+    assert overlap([build(["x"], ["a"]), build(["y"], ["a"])], build(["x"], ["a"])) == 1
 
 
 def test_a_pair_overlaps_only_as_a_whole_and_in_order(build: Build) -> None:
     first = build(["x"], [("a", "b")])
-    assert overlap(first, build(["x"] * 4, [("a", "b"), ("b", "a"), ("a", "c"), ("ab", "")])) == 1
+    assert overlap([first], build(["x"] * 4, [("a", "b"), ("b", "a"), ("a", "c"), ("ab", "")])) == 1
 
 
 def test_duplicates_count_every_row_after_the_first(build: Build) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_bidora.errors import DataError
+from peft_bidora.errors import DataError, RecipeError
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.prepare import read_rows
 
@@ -25,5 +25,20 @@ def test_splits_are_the_same_for_every_method(make_recipe: Callable[..., Path]) 
 def test_folder_gives_the_files_that_are_not_named(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     path = make_recipe(data__train=".", data__test=None)
     (tmp_path / "validation.jsonl").write_text('{"text": "good", "label": "pos"}\n')
-    parts = read_rows(load_recipe(path)).parts
-    assert {name: len(part) for name, part in parts.items()} == {"lower": 32, "upper": 8, "selection": 1, "test": 12}
+    rows = read_rows(load_recipe(path))
+    sizes = {name: len(part) for name, part in rows.parts.items()}
+    assert sizes == {"lower": 32, "upper": 8, "selection": 1, "test": 12}
+    assert [note.split(":")[0] for note in rows.notes] == ["data.test is not set", "data.selection is not set"]
+
+
+def test_fraction_that_is_set_stands_before_a_file_of_the_folder(
+    make_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_recipe(data__train=".", data__test=None, data__selection_fraction=0.25)
+    (tmp_path / "validation.jsonl").write_text('{"text": "good", "label": "pos"}\n')
+    assert len(read_rows(load_recipe(path)).parts["selection"]) == 10
+
+
+def test_selection_file_and_fraction_together_are_refused(make_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match="selection and selection_fraction are both set"):
+        load_recipe(make_recipe(data__selection="test.jsonl", data__selection_fraction=0.1))

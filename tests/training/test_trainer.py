@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
 
+from peft_bidora.errors import NonFiniteError
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.exact_trainer import ExactTrainer
 from peft_bidora.training.trainer import BiDoRATrainer
@@ -245,6 +246,13 @@ def test_accumulated_quarter_batches_equal_the_whole_batch(make_adapted, make_ro
         models.append(values(adapted))
     for name, value in models[0].items():
         torch.testing.assert_close(models[1][name], value, rtol=1e-7, atol=1e-9)  # float64 sums in another order
+
+
+def test_loss_that_is_not_finite_ends_the_training(make_adapted, make_rows, tmp_path):
+    adapted = make_adapted()
+    trainer = make_trainer(adapted, make_rows, tmp_path, learning_rate=1e30, max_grad_norm=0.0, lower_steps=100)
+    with pytest.raises(NonFiniteError, match=r"step \d+ in .*search: the training loss is nan"):
+        trainer.train()
 
 
 def test_plain_trainer_divides_a_classification_loss_under_accumulation(make_adapted, make_rows, tmp_path):

@@ -1,6 +1,7 @@
 """Count texts that occur again: within a file, with another label, or in another file."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from peft_bidora.data.examples import Examples
 
@@ -12,10 +13,10 @@ def text_keys(examples: Examples) -> list[TextKey]:
     return [tuple(text.strip() for text in texts) for texts in examples.texts]
 
 
-def overlap(first: Examples, second: Examples) -> int:
-    """Return the number of rows of `second` whose text, or pair of texts, occurs in `first`."""
-    seen = set(text_keys(first))
-    return sum(key in seen for key in text_keys(second))
+def overlap(training: Iterable[Examples], held_out: Examples) -> int:
+    """Return the number of held-out rows whose text, or pair of texts, occurs in one of the training splits."""
+    seen = {key for examples in training for key in text_keys(examples)}
+    return sum(key in seen for key in text_keys(held_out))
 
 
 def duplicates(examples: Examples) -> int:

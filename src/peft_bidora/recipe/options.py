@@ -76,6 +76,7 @@ def _common(recipe: Recipe, selection: bool) -> dict[str, Any]:
     return {
         "seed": recipe.seed,
         "bf16": recipe.precision == "bfloat16",
+        "logging_nan_inf_filter": False,
         "logging_steps": recipe.logging_steps,
         "eval_strategy": "steps" if selection else "no",
         "eval_steps": recipe.eval_steps,

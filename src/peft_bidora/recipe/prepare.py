@@ -19,6 +19,7 @@ from peft_bidora.tasks.registry import find_task
 from peft_bidora.tasks.task import Task
 
 T = TypeVar("T")
+SELECTION_FRACTION = 0.1
 SPLITS = ("lower", "upper", "selection", "test")
 
 
@@ -103,9 +104,10 @@ def read_rows(recipe: Recipe) -> Rows:
         SplitError: there are too few rows.
     """
     data = recipe.data
-    files = _files(recipe)
+    files, found = _files(recipe)
     tables = {key: read_table(path, "validation" if key == "selection" else key) for key, path in files.items()}
     columns, notes = resolve_columns(tables["train"], data.text, data.label, data.group)
+    notes = [*found, *notes]
     train = read_examples(tables["train"], columns)
     names = label_names(train)
     faults = _Faults()
@@ -113,7 +115,7 @@ def read_rows(recipe: Recipe) -> Rows:
     splits = faults.check(
         make_splits,
         train,
-        selection_fraction=0.0 if "selection" in tables else data.selection_fraction,
+        selection_fraction=_selection_fraction(recipe, "selection" in tables),
         upper_fraction=data.upper_fraction,
         test_fraction=0.0 if "test" in tables else data.test_fraction,
         max_train_rows=data.max_train_rows,
@@ -134,17 +136,29 @@ def read_rows(recipe: Recipe) -> Rows:
     return Rows(names, parts, hashes, [*notes, *_repeat_notes(train, parts)])
 
 
-def _files(recipe: Recipe) -> dict[str, str]:
-    """The file of each key; a folder with files by split gives those that the recipe does not name."""
+def _selection_fraction(recipe: Recipe, has_file: bool) -> float:
+    if has_file:
+        return 0.0
+    wanted = recipe.data.selection_fraction
+    return SELECTION_FRACTION if wanted is None else wanted
+
+
+def _files(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
+    """The file of each key, and a note for each that the recipe does not name: a folder gives its files by split."""
     data = recipe.data
     files = {"train": data.train, "test": data.test, "selection": data.selection}
-    folder = Path(data.train)
+    folder, notes = Path(data.train), []
     if folder.is_dir() and not (folder / "dataset_info.json").exists() and not (folder / "dataset_dict.json").exists():
         found = find_split_files(folder)
         for key, split in (("train", "train"), ("test", "test"), ("selection", "validation")):
-            if split in found and (key == "train" or files[key] is None) and not (key == "test" and data.test_fraction):
+            if split not in found:
+                continue
+            if key == "train":
                 files[key] = str(found[split])
-    return {key: path for key, path in files.items() if path is not None}
+            elif files[key] is None and not getattr(data, f"{key}_fraction"):
+                files[key] = str(found[split])
+                notes.append(f"data.{key} is not set: using {found[split]}")
+    return {key: path for key, path in files.items() if path is not None}, notes
 
 
 def _other(table: Table, columns: Columns, names: list[str]) -> Examples:
@@ -166,7 +180,7 @@ def _repeat_notes(train: Examples, parts: dict[str, Examples]) -> list[str]:
     if contradictory := conflicting(train):
         notes.append(f"{contradictory} texts of {train.source} occur with more than one label.")
     for held_out in ("selection", "test"):
-        if shared := sum(overlap(parts[name], parts[held_out]) for name in ("lower", "upper")):
+        if shared := overlap([parts["lower"], parts["upper"]], parts[held_out]):
             notes.append(f"{shared} {held_out} rows also stand among the training rows: its metrics are a little high.")
     return notes
 

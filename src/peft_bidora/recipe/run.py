@@ -1,14 +1,11 @@
 """A whole run: recipe in, run folder out."""
 
 import json
-import resource
-import sys
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-import torch
 from transformers import DataCollatorWithPadding, PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 
@@ -19,70 +16,53 @@ from peft_bidora.data.examples import Examples, read_examples
 from peft_bidora.data.labels import check_labels_known
 from peft_bidora.data.source import read_table
 from peft_bidora.recipe import folder
+from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, Stopwatch
 from peft_bidora.recipe.load import load_recipe
+from peft_bidora.recipe.memory import peak_memory_bytes
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
 from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.intervals import scores_with_intervals
-from peft_bidora.training.checkpoint import last_whole_checkpoint
 from peft_bidora.training.exact_trainer import ExactTrainer
 from peft_bidora.training.trainer import BiDoRATrainer
 
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run is reported by.
-
-    Args:
-        folder: the run folder.
-        metrics: as in its metrics.json.
-        notes: what a user should know and may be content with.
-    """
-
-    folder: Path
-    metrics: dict[str, Any]
-    notes: list[str]
+logger = logging.getLogger(__name__)
 
 
-class PhaseProgress(ProgressCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Trainer's progress bar with the phase in front, and no log lines between."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar of a phase."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(Path(args.output_dir).name)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Show the loss at the bar's end."""
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix({"loss": f"{logs['loss']:.3f}"})
-
-
-def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> RunResult:
-    """Train by a recipe, score the test rows once and write the run folder.
+def run(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    announce: Callable[[str], None] = logger.info,
+) -> dict[str, Any]:
+    """Train by a recipe, score the test rows once and write the run folder; return what its metrics.json holds.
 
     Args:
         recipe: the checked recipe.
         resume: go on with the killed run in `recipe.output`; a finished one is only reported.
-        overwrite: replace the run in `recipe.output`.
+        overwrite: replace the run in `recipe.output`, once the weights are loaded.
+        announce: takes what a user should know before the training and may be content with.
 
     Raises:
         BiDoRAError: anything in recipe, data or model, before weights are loaded.
     """
     folder.check_output(recipe.output, resume=resume, overwrite=overwrite)
     prepared = prepare(recipe)
-    manifest = folder.check_same_run(recipe, prepared.rows) if resume else folder.begin(recipe, prepared.rows)
+    manifest = folder.check_same_run(recipe, prepared.rows) if resume else None
+    for note in prepared.rows.notes:
+        announce(note)
     metrics_path = recipe.output / folder.METRICS
-    if resume and metrics_path.is_file():
-        return RunResult(recipe.output, json.loads(metrics_path.read_text()), ["The run is finished already."])
-    start = perf_counter()
+    if manifest is not None and metrics_path.is_file():
+        announce("The run is finished already.")
+        finished: dict[str, Any] = json.loads(metrics_path.read_text(encoding="utf-8"))
+        return finished
     trainer = _make_trainer(prepared)
-    last = last_whole_checkpoint(recipe.output / "retrain") if resume and recipe.method != "bidora" else None
-    trainer.train(resume_from_checkpoint=resume if recipe.method == "bidora" else last and str(last))
-    seconds = perf_counter() - start
-    metrics = _finish(prepared, trainer, manifest, seconds)
-    return RunResult(recipe.output, metrics, prepared.rows.notes)
+    manifest = manifest or folder.begin(recipe, prepared.rows)
+    stopwatch = Stopwatch(recipe.output / "seconds.json")
+    trainer.add_callback(stopwatch)
+    trainer.train(resume_from_checkpoint=resume)
+    return _finish(prepared, trainer, manifest, stopwatch.seconds())
 
 
 def evaluate(run_folder: Path, data: str | None = None) -> dict[str, dict[str, float]]:
@@ -172,6 +152,7 @@ def _shared(prepared: Prepared) -> dict[str, Any]:
 
 def _prepare_callbacks(trainer: ExactTrainer) -> ExactTrainer:
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(EvaluateLastStep())
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(PhaseProgress())
     return trainer
@@ -235,11 +216,3 @@ def _parameters(trainer: ExactTrainer) -> tuple[int, int]:
             name: p for name, p in named.items() if p.requires_grad or "lora_" in name or "modules_to_save" in name
         }
     return sum(p.numel() for p in trained.values()), sum(p.numel() for p in named.values())
-
-
-def peak_memory_bytes() -> int:
-    """Return the peak of the CUDA allocator, or of this process's resident memory where there is no device."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB

@@ -49,7 +49,7 @@ class DataSection(Section):
     """Where the rows are and how they are divided.
 
     Paths are files, folders or hub names. The fractions are of the rows that the earlier cuts leave: test, then
-    selection, then `max_train_rows`, then upper.
+    selection, then `max_train_rows`, then upper. Without a selection file, `selection_fraction` is 0.1 unless set.
     """
 
     train: str
@@ -59,15 +59,16 @@ class DataSection(Section):
     label: str | None = None
     group: str | None = None
     test_fraction: Fraction = 0.0
-    selection_fraction: Fraction = 0.1
+    selection_fraction: Fraction | None = None
     upper_fraction: Fraction = 0.2
     max_train_rows: Count | None = None
     max_length: Count | None = None
 
     @model_validator(mode="after")
-    def _one_test(self) -> "DataSection":
-        if self.test is not None and self.test_fraction > 0:
-            raise ValueError("test and test_fraction are both set; expected one of them. Remove the other")
+    def _one_of_file_and_fraction(self) -> "DataSection":
+        for name in ("test", "selection"):
+            if getattr(self, name) is not None and getattr(self, f"{name}_fraction"):
+                raise ValueError(f"{name} and {name}_fraction are both set; expected one of them. Remove the other")
         return self
 
 

@@ -16,6 +16,7 @@ class BiDoRAArguments(TrainingArguments):
     """TrainingArguments whose own fields govern the lower level of the search phase, and these the rest.
 
     Args:
+        logging_nan_inf_filter: Trainer's, but False: a loss that is not finite ends the run instead of hiding.
         upper_learning_rate: of the magnitudes; 4 to 10 times `learning_rate` works, 0 leaves them as they are.
         upper_weight_decay: of the magnitudes; decay pulls the adapted weight towards zero.
         upper_lr_scheduler_type: a transformers scheduler, over the upper steps.
@@ -32,6 +33,7 @@ class BiDoRAArguments(TrainingArguments):
         retrain_learning_rate: None for learning_rate; so for the others below.
     """
 
+    logging_nan_inf_filter: bool = False
     upper_learning_rate: float = 2e-2
     upper_weight_decay: float = 0.0
     upper_lr_scheduler_type: str = "constant"

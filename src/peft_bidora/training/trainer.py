@@ -61,7 +61,7 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
                 self._search(search, output / "search", kwargs)
             self._enter("retrain", _retrain_arguments(self._search_args, output / "retrain"))
             self.train_dataset = _concatenate(lower_dataset, self.upper_dataset)
-            result = super().train(resume_from_checkpoint=retrain and str(retrain), **kwargs)
+            result = super().train(resume_from_checkpoint=str(retrain) if retrain else None, **kwargs)
             self._keep_logs()
         finally:
             self.args, self.train_dataset = self._search_args, lower_dataset
@@ -83,7 +83,7 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
             if checkpoint is not None and self._is_complete(checkpoint):
                 self._load_from_checkpoint(str(checkpoint))
             else:
-                super().train(resume_from_checkpoint=checkpoint and str(checkpoint), **kwargs)
+                super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
                 self._keep_logs()
                 if not (folder / f"checkpoint-{self.state.global_step}").is_dir():
                     self._save_checkpoint(self.model, None)
