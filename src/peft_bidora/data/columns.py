@@ -1,8 +1,11 @@
 """Decide which columns of a table hold the text, the label and the group."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from peft_bidora.data.faults import Fault, is_empty
+from peft_bidora.data.fields import FieldReader, read_class, read_text
 from peft_bidora.data.table import Table
 from peft_bidora.data.wording import listed, suggestion
 from peft_bidora.errors import DataError
@@ -21,12 +24,38 @@ PAIR_NAMES = (
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Say what the table of a task holds; the defaults are those of a classification.
+
+    Args:
+        text: reads a value of a text column.
+        label: reads a value of the label column.
+        text_names: columns that are taken for the text where the user names none.
+        pair_names: the same for pairs of texts.
+        label_names: the same for the label.
+        label_aliases: names of the label that may differ from file to file.
+        check: what is wrong between the texts and the label of a row, each already read; None where nothing is.
+    """
+
+    text: FieldReader = read_text
+    label: FieldReader = read_class
+    text_names: tuple[str, ...] = TEXT_NAMES
+    pair_names: tuple[tuple[str, str], ...] = PAIR_NAMES
+    label_names: tuple[str, ...] = LABEL_NAMES
+    label_aliases: tuple[str, ...] = ()
+    check: Callable[[tuple[Any, ...], Any], Fault | None] | None = None
+
+
+CLASSES = Layout()
+
+
+@dataclass(frozen=True)
 class Columns:
-    """Name the columns of a classification table.
+    """Name the columns of a table.
 
     Args:
         text: one column, or two for a pair.
-        label: the class of each row; None where the table has none.
+        label: what is to be predicted of each row; None where the table has none.
         group: rows that share its value are never torn by a split; None where the user named none.
     """
 
@@ -42,7 +71,11 @@ class Columns:
 
 
 def resolve_columns(
-    table: Table, text: Sequence[str] | None, label: str | None, group: str | None = None
+    table: Table,
+    text: Sequence[str] | None,
+    label: str | None,
+    group: str | None = None,
+    layout: Layout = CLASSES,
 ) -> tuple[Columns, list[str]]:
     """Return the columns of a table and one sentence for each that was guessed.
 
@@ -60,12 +93,26 @@ def resolve_columns(
         raise DataError(*faults)
     guesses: list[str] = []
     if label is None:
-        label = _guess_label(table, taken=[column for _, column in named.named()])
+        label = _guess_label(table, layout, taken=[column for _, column in named.named()])
         guesses += [_guess_sentence(table, "data.label", (label,))] if label is not None else []
     if text is None:
-        text = _guess_text(table, taken=[column for column in (label, group) if column is not None])
+        text = _guess_text(table, layout, taken=[column for column in (label, group) if column is not None])
         guesses.append(_guess_sentence(table, "data.text", text))
     return Columns(tuple(text), label, group), guesses
+
+
+def columns_of_other(table: Table, columns: Columns, layout: Layout) -> Columns:
+    """Return the columns of another file than the train file: its label may go by an alias, and it needs no groups.
+
+    Raises:
+        DataError: a column is missing.
+    """
+    found = [name for name in layout.label_aliases if name in table.columns]
+    if columns.label in layout.label_aliases and columns.label not in table.columns and len(found) == 1:
+        columns = replace(columns, label=found[0])
+    columns = replace(columns, group=None)
+    require_columns(table, columns)
+    return columns
 
 
 def require_columns(table: Table, columns: Columns) -> None:
@@ -99,19 +146,19 @@ def _repeated_faults(named: list[tuple[str, str]]) -> list[str]:
     ]
 
 
-def _guess_label(table: Table, taken: Sequence[str]) -> str | None:
-    found = [name for name in LABEL_NAMES if name in table.columns and name not in taken]
+def _guess_label(table: Table, layout: Layout, taken: Sequence[str]) -> str | None:
+    found = [name for name in layout.label_names if name in table.columns and name not in taken]
     if len(found) > 1:
         raise DataError(_doubt(table, "data.label", f"{listed(found)} could each be the label"))
     return found[0] if found else None
 
 
-def _guess_text(table: Table, taken: Sequence[str]) -> tuple[str, ...]:
+def _guess_text(table: Table, layout: Layout, taken: Sequence[str]) -> tuple[str, ...]:
     free = [column for column in table.columns if column not in taken]
-    found: list[tuple[str, ...]] = [pair for pair in PAIR_NAMES if set(pair) <= set(free)]
+    found: list[tuple[str, ...]] = [pair for pair in layout.pair_names if set(pair) <= set(free)]
     paired = {column for pair in found for column in pair}
-    found += [(name,) for name in TEXT_NAMES if name in free and name not in paired]
-    found = found or [(column,) for column in free if _holds_strings(table, column)]
+    found += [(name,) for name in layout.text_names if name in free and name not in paired]
+    found = found or [(column,) for column in free if _holds_texts(table, layout, column)]
     if len(found) == 1:
         return found[0]
     choices = ", ".join(f"({listed(columns)})" if len(columns) > 1 else repr(columns[0]) for columns in found)
@@ -120,9 +167,9 @@ def _guess_text(table: Table, taken: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _holds_strings(table: Table, column: str) -> bool:
-    values = [row[column] for row in table.rows if row.get(column) is not None]
-    return bool(values) and all(isinstance(value, str) for value in values)
+def _holds_texts(table: Table, layout: Layout, column: str) -> bool:
+    values = [row[column] for row in table.rows if not is_empty(row.get(column))]
+    return bool(values) and not any(isinstance(layout.text(value, column), Fault) for value in values)
 
 
 def _doubt(table: Table, key: str, why: str) -> str:

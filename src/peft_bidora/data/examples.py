@@ -1,10 +1,12 @@
-"""Turn the rows of a classification table into checked examples; all faults of a file are reported at once."""
+"""Turn the rows of a table into checked examples; all faults of a file are reported at once."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from peft_bidora.data.columns import Columns, require_columns
-from peft_bidora.data.faults import Fault, is_empty, name_of, row_faults
+from peft_bidora.data.columns import CLASSES, Columns, Layout, require_columns
+from peft_bidora.data.faults import Fault, is_empty
+from peft_bidora.data.fields import FieldReader, read_group
 from peft_bidora.data.table import Row, Table, Unit
 from peft_bidora.data.wording import listed, places, rows_have
 from peft_bidora.errors import DataError
@@ -15,8 +17,8 @@ class Examples:
     """Hold the checked rows of one file as parallel lists.
 
     Args:
-        texts: one string a row, or two for a pair.
-        labels: the class name of each row; None if the file has no labels.
+        texts: of each row one string, or two for a pair, or what else its task reads as text.
+        labels: of each row what its task predicts (the name of a class, say); None if the file has no labels.
         groups: the group of each row; None if the user named no group column.
         rows: the whole rows of the file, for prediction files.
         source: what the user named.
@@ -25,7 +27,7 @@ class Examples:
     """
 
     texts: list[tuple[str, ...]]
-    labels: list[str] | None
+    labels: list[Any] | None
     groups: list[str] | None
     rows: list[Row]
     source: str
@@ -47,7 +49,7 @@ class Examples:
             lines=[self.lines[i] for i in chosen],
         )
 
-    def required_labels(self) -> list[str]:
+    def required_labels(self) -> list[Any]:
         """Return the labels, for work that is impossible without.
 
         Raises:
@@ -58,11 +60,16 @@ class Examples:
         return self.labels
 
 
-def read_examples(table: Table, columns: Columns, require_labels: bool = True) -> Examples:
+def read_examples(table: Table, columns: Columns, layout: Layout = CLASSES, *, require_labels: bool = True) -> Examples:
     """Return the rows of a table as checked examples.
 
-    A text is a string that is not blank. A label or a group is a string, an integer (also written 1.0) or a
-    boolean. Without `require_labels` the label column may be missing or wholly empty.
+    Without `require_labels` the label column may be missing or wholly empty.
+
+    Args:
+        table: one file.
+        columns: which of its columns to read.
+        layout: how to read them.
+        require_labels: whether a file without labels is refused.
 
     Raises:
         DataError: columns are missing, or rows have faults: one sentence a kind, with the count and the first lines.
@@ -75,11 +82,18 @@ def read_examples(table: Table, columns: Columns, require_labels: bool = True) -
             "Set data.label."
         )
     require_columns(table, columns)
-    _refuse_faults(table, columns)
+    faults = _Faults(table)
+    sides = [faults.read(layout.text, column) for column in columns.text]
+    labels = None if columns.label is None else faults.read(layout.label, columns.label)
+    groups = None if columns.group is None else faults.read(read_group, columns.group)
+    texts = list(zip(*sides, strict=True))
+    if layout.check is not None and labels is not None:
+        faults.check(layout.check, texts, labels)
+    faults.raise_any()
     return Examples(
-        texts=[tuple(str(row[column]) for column in columns.text) for row in table.rows],
-        labels=_names(table.rows, columns.label),
-        groups=_names(table.rows, columns.group),
+        texts=texts,
+        labels=labels,
+        groups=groups,
         rows=table.rows,
         source=table.source,
         lines=table.lines,
@@ -91,20 +105,37 @@ def _has_labels(table: Table, column: str | None) -> bool:
     return column is not None and any(not is_empty(row.get(column)) for row in table.rows)
 
 
-def _refuse_faults(table: Table, columns: Columns) -> None:
-    lines_of: dict[Fault, list[int]] = {}
-    for row, line in zip(table.rows, table.lines, strict=True):
-        for fault in row_faults(row, columns):
-            lines_of.setdefault(fault, []).append(line)
-    if lines_of:
-        raise DataError(
-            *(
-                f"{table.source}: {rows_have(len(lines))} {fault.what} ({places(table.unit, lines)}); {fault.advice}"
-                for fault, lines in lines_of.items()
+class _Faults:
+    """Collect what is wrong, by kind, with the lines of each."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._lines: dict[Fault, list[int]] = {}
+
+    def read(self, reader: FieldReader, column: str) -> list[Any]:
+        values = [reader(row.get(column), column) for row in self._table.rows]
+        self._collect(values)
+        return values
+
+    def check(self, check: Callable[[Any, Any], Fault | None], texts: list[Any], labels: list[Any]) -> None:
+        pairs = list(zip(texts, labels, strict=True))
+        self._collect([None if _is_faulty(text, label) else check(text, label) for text, label in pairs])
+
+    def raise_any(self) -> None:
+        if self._lines:
+            source, unit = self._table.source, self._table.unit
+            raise DataError(
+                *(
+                    f"{source}: {rows_have(len(lines))} {fault.what} ({places(unit, lines)}); {fault.advice}"
+                    for fault, lines in self._lines.items()
+                )
             )
-        )
+
+    def _collect(self, values: Iterable[Any]) -> None:
+        for value, line in zip(values, self._table.lines, strict=True):
+            if isinstance(value, Fault):
+                self._lines.setdefault(value, []).append(line)
 
 
-def _names(rows: list[Row], column: str | None) -> list[str] | None:
-    # `row_faults` has refused what has no name.
-    return None if column is None else [str(name_of(row[column])) for row in rows]
+def _is_faulty(text: tuple[Any, ...], label: Any) -> bool:
+    return isinstance(label, Fault) or any(isinstance(side, Fault) for side in text)

@@ -1,14 +1,14 @@
 import pytest
 
-from peft_bidora.data.columns import Columns
-from peft_bidora.data.faults import name_of, row_faults
+from peft_bidora.data.faults import Fault
+from peft_bidora.data.fields import name_of, read_class, read_group, read_text
 
-COLUMNS = Columns(("text",), "label", "fold")
-GOOD: dict[str, object] = {"text": "a", "label": "x", "fold": 1}
+READERS = {"text": read_text, "label": read_class, "fold": read_group}
 
 
-def test_a_good_row_has_no_fault() -> None:
-    assert list(row_faults(GOOD, COLUMNS)) == []
+@pytest.mark.parametrize(("column", "value", "read"), [("text", "a", "a"), ("label", "x", "x"), ("fold", 1, "1")])
+def test_a_good_value_is_read(column: str, value: object, read: str) -> None:
+    assert READERS[column](value, column) == read
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,9 @@ def test_a_good_row_has_no_fault() -> None:
     ],
 )
 def test_each_fault_is_named_with_its_column(column: str, value: object, what: str) -> None:
-    (fault,) = row_faults({**GOOD, column: value}, COLUMNS)
+    fault = READERS[column](value, column)
+    assert isinstance(fault, Fault)
     assert fault.what == what
-
-
-def test_a_missing_key_is_no_value() -> None:
-    faults = list(row_faults({}, Columns(("one", "two"), "label")))
-    assert [fault.what for fault in faults] == ["no text in 'one'", "no text in 'two'", "no label in 'label'"]
 
 
 @pytest.mark.parametrize(
