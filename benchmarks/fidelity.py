@@ -33,7 +33,7 @@ from peft_bidora.data.examples import read_examples
 from peft_bidora.data.labels import label_names
 from peft_bidora.data.source import read_table
 from peft_bidora.tasks.base_model import load_tokenizer, resolve_model
-from peft_bidora.tasks.sequence_classification import load_model
+from peft_bidora.tasks.sequence_classification import SequenceClassification
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, list[tuple[Any, Any]]]:
     table = read_table(options.data_dir / "train.jsonl")
     examples = read_examples(table, resolve_columns(table, None, None)[0])
     names = label_names(examples)
-    base = load_model(source, names, tokenizer, attention="eager")
+    base = SequenceClassification(tuple(names)).load_model(source, tokenizer, attention="eager")
     model = attach_adapter(base, AdapterOptions(), use_dora=True, task_type="SEQ_CLS", head=head_modules(base))
     set_norm_in_graph(model, True)
     model.train()

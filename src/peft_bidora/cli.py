@@ -68,12 +68,13 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
         raise BiDoRAError(*faults)
     rows = {name: len(part) for name, part in prepared.rows.parts.items()}
     if as_json:
-        report = {"rows": rows, "labels": prepared.rows.names, "notes": prepared.rows.notes}
+        report = {"rows": rows, "task": prepared.rows.task.state(), "notes": prepared.rows.notes}
         typer.echo(json.dumps({**report, "target_modules": prepared.target_modules}, indent=2, ensure_ascii=False))
         return
     typer.echo(dump_recipe(loaded))
     typer.echo("rows: " + ", ".join(f"{name} {count}" for name, count in rows.items()))
-    typer.echo("classes: " + ", ".join(prepared.rows.names))
+    for name, value in prepared.rows.task.state().items():
+        typer.echo(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
     typer.echo("adapted modules: " + (", ".join(prepared.target_modules) or "none (all weights are trained)"))
     for note in prepared.rows.notes:
         typer.echo(f"note: {note}")
@@ -88,7 +89,7 @@ def evaluate(
 ) -> None:
     """Score a finished run on its test rows or on another file."""
     _quiet_libraries()
-    from peft_bidora.recipe.run import evaluate as evaluate_run
+    from peft_bidora.recipe.finished import evaluate as evaluate_run
 
     scores = evaluate_run(run, data)
     if as_json:
@@ -159,16 +160,7 @@ def _print_run(folder: Path, metrics: dict[str, Any]) -> None:
         f"run folder            {folder}",
         f"{'weights' if metrics['method'] == 'full' else 'adapter'}               {adapter}",
     ]
-    if metrics["method"] != "full":
-        labels = len(metrics.get("labels", ()))
-        lines += [
-            "",
-            "Load it without this package:",
-            "  from peft import AutoPeftModelForSequenceClassification",
-            "  from transformers import AutoTokenizer",
-            f'  model = AutoPeftModelForSequenceClassification.from_pretrained("{adapter}", num_labels={labels})',
-            f'  tokenizer = AutoTokenizer.from_pretrained("{adapter}")',
-        ]
+    lines += ["", "Load it without this package:", *(f"  {line}" for line in metrics["loading_lines"])]
     typer.echo("\n".join(lines))
 
 

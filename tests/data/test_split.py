@@ -5,11 +5,13 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_bidora.data.examples import Examples
 from peft_bidora.data.split import Splits, make_splits, split_hash
+from peft_bidora.errors import SplitError
 
 Build = Callable[..., Examples]
 FRACTIONS = st.sampled_from([0.0, 0.1, 0.2, 0.25, 0.4])
@@ -156,3 +158,19 @@ def test_hash_stays_the_same_from_release_to_release(build: Build) -> None:
     # sha256 of '[["a"], "x"]\n[["b"], "y"]\n'
     expected = "57f6eea2f542b031b9a89fe2de7791c944eef5dfe15be12b749b3d538f4421b9"
     assert split_hash(build(["x", "y"], ["a", "b"]), [0, 1]) == expected
+
+
+def test_strata_keep_their_proportion_and_are_not_required_in_every_split(build: Build) -> None:
+    examples = replace(build(["0.0"] * 40), labels=[float(i) for i in range(40)])
+    strata = ["low"] * 20 + ["high"] * 19 + ["rare"]
+    splits = make_splits(examples, selection_fraction=0.1, upper_fraction=0.25, seed=0, strata=strata)
+    assert [sum(strata[i] == name for i in splits.selection) for name in ("low", "high")] == [2, 2]
+    assert len(splits.lower) + len(splits.upper) + len(splits.selection) == 40
+
+
+def test_split_without_classes_needs_one_row(build: Build) -> None:
+    examples = replace(build(["x"] * 5), labels=[float(i) for i in range(5)])
+    with pytest.raises(
+        SplitError, match=r"^data\.upper_fraction=0\.01 of 5 rows leaves 0 rows .*; it needs at least one"
+    ):
+        make_splits(examples, selection_fraction=0, upper_fraction=0.01, seed=0, strata=["x"] * 5)

@@ -11,7 +11,7 @@ from transformers import BertConfig
 
 from peft_bidora.recipe import prepare as prepare_module
 from peft_bidora.recipe.load import load_recipe, recipe_keys
-from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
+from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments, task_options
 from peft_bidora.tasks import registry
 
 PHASE = {
@@ -40,6 +40,16 @@ CHANGED = {
     "data.upper_fraction": "0.4",
     "data.max_train_rows": "30",
     "data.max_length": "9",
+    "data.sequences": "protein",
+    "classification.class_weights": "balanced",
+    "classification.multi_label": "false",
+    "generation.max_new_tokens": "3",
+    "generation.num_beams": "2",
+    "generation.do_sample": "true",
+    "generation.temperature": "0.5",
+    "generation.top_p": "0.5",
+    "generation.no_repeat_ngram_size": "2",
+    "generation.length_penalty": "2.0",
     "adapter.rank": "3",
     "adapter.alpha": "5",
     "adapter.dropout": "0.2",
@@ -62,6 +72,7 @@ CHANGED = {
     "eval_steps": "25",
     "save_steps": "100",
     "select_best": "false",
+    "select_by": "matthews",
     "report_to": "[tensorboard]",
 }
 # What a key needs beside it to have a say, in the plain recipe too.
@@ -103,12 +114,14 @@ def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def built(path: Path, overrides: list[str]) -> dict[str, Any]:
     recipe = load_recipe(path, overrides)
     prepared = prepare_module.prepare(recipe)
+    task = prepared.rows.task
     return {
-        "bidora": bidora_arguments(recipe, True).to_dict(),
-        "baseline": baseline_arguments(recipe, True).to_dict(),
+        "bidora": bidora_arguments(recipe, task, True).to_dict(),
+        "baseline": baseline_arguments(recipe, task, True).to_dict(),
         "adapter": adapter_options(recipe),
-        "prepared": (prepared.task.name, prepared.source, prepared.max_length, prepared.target_modules),
-        "rows": (prepared.rows.split_hashes(), prepared.rows.names),
+        "prepared": (prepared.kind.name, prepared.source, prepared.max_length, prepared.target_modules),
+        "rows": (prepared.rows.split_hashes(), task.state()),
+        "options": task_options(recipe),
     }
 
 

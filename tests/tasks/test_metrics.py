@@ -7,7 +7,19 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from peft_bidora.tasks.intervals import scores_with_intervals
 from peft_bidora.tasks.metrics import classification_scores, confusion, resample
-from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION, scores
+from peft_bidora.tasks.sequence_classification import SequenceClassification
+
+
+def task_of(classes: int) -> SequenceClassification:
+    return SequenceClassification(tuple(str(k) for k in range(classes)))
+
+
+def scores(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
+    return task_of(logits.shape[1]).scores(list(logits), labels.astype(str))
+
+
+def intervals(logits: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> dict[str, dict[str, float]]:
+    return scores_with_intervals(task_of(logits.shape[1]), list(logits), labels.astype(str), seed)
 
 
 def random_case(seed: int, rows: int, classes: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -61,7 +73,7 @@ def test_resampling_keeps_the_number_of_rows() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_intervals_contain_the_value(seed: int) -> None:
     logits, labels = random_case(seed, 80, 3)
-    found = scores_with_intervals(SEQUENCE_CLASSIFICATION, logits, labels, seed)
+    found = intervals(logits, labels, seed)
     assert {name: score["value"] for name, score in found.items()} == scores(logits, labels)
     for score in found.values():
         assert score["low"] < score["value"] < score["high"]
@@ -70,7 +82,7 @@ def test_intervals_contain_the_value(seed: int) -> None:
 def test_intervals_narrow_with_more_rows() -> None:
     widths = []
     for rows in (50, 800):
-        score = scores_with_intervals(SEQUENCE_CLASSIFICATION, *random_case(0, rows, 3), 0)["accuracy"]
+        score = intervals(*random_case(0, rows, 3), 0)["accuracy"]
         widths.append(score["high"] - score["low"])
     # The width falls with the root of the rows: 4 times here.
     assert 2.5 < widths[0] / widths[1] < 6
@@ -78,7 +90,7 @@ def test_intervals_narrow_with_more_rows() -> None:
 
 def test_intervals_agree_with_resampling_the_rows_themselves() -> None:
     logits, labels = random_case(1, 200, 3)
-    found = scores_with_intervals(SEQUENCE_CLASSIFICATION, logits, labels, 0)
+    found = intervals(logits, labels, 0)
     rng = np.random.default_rng(5)
     drawn = [scores(logits[rows], labels[rows]) for rows in rng.integers(0, 200, (400, 200))]
     for name, score in found.items():
@@ -90,6 +102,6 @@ def test_intervals_agree_with_resampling_the_rows_themselves() -> None:
 
 def test_intervals_are_seeded() -> None:
     logits, labels = random_case(0, 60, 3)
-    one, same, other = (scores_with_intervals(SEQUENCE_CLASSIFICATION, logits, labels, seed) for seed in (3, 3, 4))
+    one, same, other = (intervals(logits, labels, seed) for seed in (3, 3, 4))
     assert one == same
     assert one != other

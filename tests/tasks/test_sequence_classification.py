@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from peft_bidora.data.examples import Examples
 from peft_bidora.errors import RecipeError
 from peft_bidora.tasks.registry import find_task
-from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION, loss, prediction_rows
+from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION, SequenceClassification
+
+TASK = SequenceClassification(("no", "yes"))
+loss = SequenceClassification(("a", "b", "c")).loss
 
 
 def batch(rows: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,15 +40,24 @@ def test_loss_of_bfloat16_logits_is_taken_in_float32() -> None:
     assert torch.equal(loss({"logits": low}, labels), loss({"logits": low.float()}, labels))
 
 
-def test_prediction_rows_keep_the_row_and_add_probabilities() -> None:
-    rows = [{"text": "a", "id": 7}, {"text": "b", "id": 8}]
-    examples = Examples([("a",), ("b",)], None, None, rows, "made.jsonl", [1, 2], "line")
+def test_prediction_columns_are_the_label_and_the_probabilities() -> None:
     logits = np.array([[0.0, np.log(3.0)], [1000.0, 0.0]])  # the second would overflow a plain exponential
-    found = prediction_rows(examples, logits, ["no", "yes"])
+    found = TASK.prediction_columns(TASK.decode(logits))
     assert [row["predicted_label"] for row in found] == ["yes", "no"]
-    assert [(row["text"], row["id"]) for row in found] == [("a", 7), ("b", 8)]
     assert found[0]["probabilities"] == pytest.approx({"no": 0.25, "yes": 0.75})
     assert found[1]["probabilities"] == pytest.approx({"no": 1.0, "yes": 0.0})
+
+
+def test_state_restores_the_task() -> None:
+    assert SEQUENCE_CLASSIFICATION.restore(TASK.state()) == TASK
+
+
+def test_details_have_precision_and_recall_by_class() -> None:
+    predictions = [np.array([1.0, 0.0])] * 3 + [np.array([0.0, 1.0])]
+    details = TASK.details(predictions, ["no", "no", "yes", "yes"])
+    assert details["confusion"] == [[2, 0], [1, 1]]
+    assert details["by_class"][0] == {"label": "no", "precision": 2 / 3, "recall": 1.0, "f1": 0.8, "rows": 2}
+    assert details["by_class"][1] == {"label": "yes", "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "rows": 2}
 
 
 def test_task_is_found_by_its_name() -> None:

@@ -16,6 +16,8 @@ from peft_bidora.data.strata import split_rows
 from peft_bidora.data.wording import counted
 from peft_bidora.errors import SplitError
 
+ANY_CLASS = ""  # of every row where the labels are no classes
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -42,6 +44,7 @@ def make_splits(
     test_fraction: float = 0.0,
     max_train_rows: int | None = None,
     seed: int,
+    strata: Sequence[str] | None = None,
 ) -> Splits:
     """Return the four splits of the train file's rows.
 
@@ -56,9 +59,11 @@ def make_splits(
         test_fraction: of all rows, in [0, 1); 0 for no test split.
         max_train_rows: the most rows that lower and upper hold together; None for no limit.
         seed: the same seed gives the same splits.
+        strata: (rows,), what each cut keeps in proportion, none of it required in every split; None for the labels,
+            which are classes then.
 
     Raises:
-        SplitError: an option is out of range, or lower, upper or selection would lack a class.
+        SplitError: an option is out of range, or lower, upper or selection would lack a class or be empty.
     """
     _check_options(
         seed,
@@ -66,7 +71,9 @@ def make_splits(
         {"test": test_fraction, "selection": selection_fraction, "upper": upper_fraction},
     )
     groups: Sequence[Hashable] = text_keys(examples) if examples.groups is None else examples.groups
-    pool = _Pool(examples.required_labels(), groups, list(range(len(examples))))
+    labels = examples.required_labels()
+    classes = labels if strata is None else [ANY_CLASS] * len(labels)
+    pool = _Pool(strata or labels, classes, groups, list(range(len(examples))))
     seeds = [int(state) for state in np.random.SeedSequence(seed).generate_state(4, np.uint64)]
     cure = "add rows" if max_train_rows is None else "raise data.max_train_rows"
     pool, test = _cut(pool, "test", test_fraction, seeds[0])
@@ -87,22 +94,23 @@ def split_hash(examples: Examples, indices: Iterable[int]) -> str:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Rows that are still to be divided; `labels` and `groups` are those of the whole file."""
+    """Rows that are still to be divided; `strata`, `classes` and `groups` are those of the whole file."""
 
-    labels: Sequence[str]
+    strata: Sequence[str]
+    classes: Sequence[str]
     groups: Sequence[Hashable]
     rows: list[int]
 
     def divide(self, fraction: float | Fraction, seed: int) -> tuple["_Pool", "_Pool"]:
-        labels, groups = [self.labels[i] for i in self.rows], [self.groups[i] for i in self.rows]
-        kept, held_out = split_rows(labels, groups, fraction, seed)
+        strata, groups = [self.strata[i] for i in self.rows], [self.groups[i] for i in self.rows]
+        kept, held_out = split_rows(strata, groups, fraction, seed)
         return self._part(kept), self._part(held_out)
 
     def sizes(self) -> Counter[str]:
-        return Counter(self.labels[i] for i in self.rows)
+        return Counter(self.classes[i] for i in self.rows)
 
     def _part(self, positions: list[int]) -> "_Pool":
-        return _Pool(self.labels, self.groups, [self.rows[position] for position in positions])
+        return _Pool(self.strata, self.classes, self.groups, [self.rows[position] for position in positions])
 
 
 def _check_options(seed: int, max_train_rows: int | None, fractions: dict[str, float]) -> None:
@@ -156,10 +164,14 @@ def _require_classes(pool: _Pool, part: _Pool, needed: int, cause: str, use: str
     if not short:
         return
     name = short[0]
-    groups = len({pool.groups[i] for i in pool.rows if pool.labels[i] == name})
+    groups = len({pool.groups[i] for i in pool.rows if pool.classes[i] == name})
     within = f" in {counted(groups, 'group')}" if groups < had[name] else ""
     detail = f", {has[name]} of the class {name!r} (which has {counted(had[name], 'row')}{within})" if part.rows else ""
     minimum = {1: "one row", 2: "two rows"}[needed]
+    if name == ANY_CLASS:
+        raise SplitError(
+            f"{cause} leaves {counted(len(part.rows), 'row')} for {use}; it needs at least {minimum}. {advice}"
+        )
     raise SplitError(
         f"{cause} leaves {counted(len(part.rows), 'row')} for {use}{detail}; "
         f"it needs at least {minimum} a class ({needed * len(had)}). {advice}"

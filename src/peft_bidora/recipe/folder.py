@@ -13,10 +13,10 @@ import yaml
 
 from peft_bidora.errors import CheckpointError, RecipeError
 from peft_bidora.recipe.load import dump_recipe
-from peft_bidora.recipe.prepare import Rows
+from peft_bidora.recipe.prepare import Prepared, Rows
 from peft_bidora.recipe.schema import Recipe
 
-RECIPE, MANIFEST, METRICS = "recipe.yaml", "manifest.json", "metrics.json"
+RECIPE, MANIFEST, METRICS, TASK = "recipe.yaml", "manifest.json", "metrics.json", "task.json"
 PACKAGES = ("peft-bidora", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -46,8 +46,9 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise RecipeError(f"output={folder} holds files that are no run; they are left alone. Name another output.")
 
 
-def begin(recipe: Recipe, rows: Rows) -> dict[str, Any]:
-    """Make an empty run folder with its recipe and manifest; return the manifest."""
+def begin(prepared: Prepared) -> dict[str, Any]:
+    """Make an empty run folder with its recipe, task and manifest; return the manifest."""
+    recipe, rows = prepared.recipe, prepared.rows
     if recipe.output.exists():
         shutil.rmtree(recipe.output)
     recipe.output.mkdir(parents=True)
@@ -57,9 +58,16 @@ def begin(recipe: Recipe, rows: Rows) -> dict[str, Any]:
         "data_sha256": rows.file_hashes,
         "split_sha256": rows.split_hashes(),
         "rows": {name: len(part) for name, part in rows.parts.items()},
-        "labels": rows.names,
     }
     write_text(recipe.output / RECIPE, dump_recipe(recipe))
+    task = {
+        "name": rows.task.name,
+        "state": rows.task.state(),
+        "text": rows.columns.text,
+        "label": rows.columns.label,
+        "max_length": prepared.max_length,
+    }
+    write_json(recipe.output / TASK, task)
     write_json(recipe.output / MANIFEST, manifest)
     return manifest
 

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from peft_bidora.adapter.attach import AdapterOptions
 from peft_bidora.recipe.schema import PhaseSection, Recipe
+from peft_bidora.tasks.task import Task, TaskOptions
 from peft_bidora.training.arguments import BiDoRAArguments
 
 
@@ -17,18 +18,30 @@ def adapter_options(recipe: Recipe) -> AdapterOptions:
     return AdapterOptions(section.rank, section.alpha, section.dropout, section.target_modules)
 
 
-def bidora_arguments(recipe: Recipe, selection: bool) -> BiDoRAArguments:
+def task_options(recipe: Recipe) -> TaskOptions:
+    """Return what the recipe says of its task."""
+    section = recipe.classification
+    return TaskOptions(
+        class_weights=section.class_weights,
+        multi_label=section.multi_label,
+        sequences=recipe.data.sequences,
+        generation=recipe.generation.model_dump(exclude_none=True),
+    )
+
+
+def bidora_arguments(recipe: Recipe, task: Task, selection: bool) -> BiDoRAArguments:
     """Return the arguments of both phases; the run folder is the output.
 
     Args:
         recipe: with method bidora.
+        task: whose metric chooses among checkpoints.
         selection: whether there are selection rows to evaluate on.
     """
     search, retrain = recipe.search, _phase(recipe.retrain)
     retrain.setdefault("max_steps", -1)
     return BiDoRAArguments(
         output_dir=str(recipe.output),
-        **_common(recipe, selection),
+        **_common(recipe, task, selection),
         **_phase(search),
         upper_learning_rate=search.upper_learning_rate,
         upper_weight_decay=search.upper_weight_decay,
@@ -44,15 +57,16 @@ def bidora_arguments(recipe: Recipe, selection: bool) -> BiDoRAArguments:
     )
 
 
-def baseline_arguments(recipe: Recipe, selection: bool) -> TrainingArguments:
+def baseline_arguments(recipe: Recipe, task: Task, selection: bool) -> TrainingArguments:
     """Return the arguments of lora, dora and full: the retrain section alone.
 
     Args:
         recipe: the recipe.
+        task: whose metric chooses among checkpoints.
         selection: whether there are selection rows to evaluate on.
     """
     output = recipe.output / "retrain"
-    return TrainingArguments(output_dir=str(output), **_common(recipe, selection), **_phase(recipe.retrain))
+    return TrainingArguments(output_dir=str(output), **_common(recipe, task, selection), **_phase(recipe.retrain))
 
 
 def _phase(section: PhaseSection) -> dict[str, Any]:
@@ -72,7 +86,9 @@ def _phase(section: PhaseSection) -> dict[str, Any]:
     return options
 
 
-def _common(recipe: Recipe, selection: bool) -> dict[str, Any]:
+def _common(recipe: Recipe, task: Task, selection: bool) -> dict[str, Any]:
+    choose = recipe.select_best and selection
+    metric = recipe.select_by or task.metrics[0]
     return {
         "seed": recipe.seed,
         "bf16": recipe.precision == "bfloat16",
@@ -83,8 +99,10 @@ def _common(recipe: Recipe, selection: bool) -> dict[str, Any]:
         "save_strategy": "steps",
         "save_steps": recipe.save_steps,
         "save_total_limit": 2,
-        "load_best_model_at_end": recipe.select_best and selection,
-        "metric_for_best_model": "accuracy" if recipe.select_best and selection else None,
+        "load_best_model_at_end": choose,
+        "metric_for_best_model": (metric if task.has_logits else "loss") if choose else None,
+        "greater_is_better": (task.has_logits and metric not in task.lower_is_better) if choose else None,
+        "prediction_loss_only": not task.has_logits,
         "report_to": list(recipe.report_to),
         "per_device_eval_batch_size": 64,
         "disable_tqdm": not sys.stderr.isatty(),

@@ -1,22 +1,22 @@
 """All that can be known of a run before weights are loaded; every fault of recipe and data at once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from peft_bidora.data.columns import Columns, require_columns, resolve_columns
+from peft_bidora.data.columns import Columns, Layout, columns_of_other, resolve_columns
 from peft_bidora.data.examples import Examples, read_examples
-from peft_bidora.data.labels import check_labels_known, label_names
 from peft_bidora.data.repeats import conflicting, duplicates, overlap
 from peft_bidora.data.source import find_split_files, read_table
-from peft_bidora.data.split import Splits, make_splits, split_hash
+from peft_bidora.data.split import make_splits, split_hash
 from peft_bidora.data.table import Table
 from peft_bidora.errors import BiDoRAError, DataError, RecipeError
+from peft_bidora.recipe.options import task_options
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_config, load_tokenizer, position_limit, resolve_model, skeleton
 from peft_bidora.tasks.registry import find_task
-from peft_bidora.tasks.task import Task
+from peft_bidora.tasks.task import Task, TaskKind
 
 T = TypeVar("T")
 SELECTION_FRACTION = 0.1
@@ -25,16 +25,18 @@ SPLITS = ("lower", "upper", "selection", "test")
 
 @dataclass(frozen=True)
 class Rows:
-    """The examples of each split, and what identifies them.
+    """The examples of each split, what was learned of them, and what identifies them.
 
     Args:
-        names: the classes, in the order of the model's outputs.
+        task: the recipe's, bound to the train rows.
+        columns: of the train file.
         parts: lower, upper, selection and test; the last two may be empty.
         file_hashes: sha256 of each data file by the recipe's key.
         notes: what a user should know and may be content with.
     """
 
-    names: list[str]
+    task: Task
+    columns: Columns
     parts: dict[str, Examples]
     file_hashes: dict[str, str | None]
     notes: list[str]
@@ -49,7 +51,7 @@ class Prepared:
     """What `run` needs besides the weights."""
 
     recipe: Recipe
-    task: Task
+    kind: TaskKind
     source: str
     tokenizer: Any
     max_length: int
@@ -83,35 +85,36 @@ def prepare(recipe: Recipe) -> Prepared:
         BiDoRAError: all faults, one sentence each.
     """
     faults = _Faults()
-    task = faults.check(find_task, recipe.task)
-    rows = faults.check(read_rows, recipe)
+    kind = faults.check(find_task, recipe.task)
     source = faults.check(resolve_model, recipe.model)
     config = source and faults.check(load_config, source)
     tokenizer = source and faults.check(load_tokenizer, source)
-    targets = task and config and faults.check(_targets, recipe, task, config)
+    rows = faults.check(read_rows, recipe, kind, tokenizer) if kind else None
+    targets = kind and config and faults.check(_targets, recipe, kind, config)
     max_length = config and tokenizer and faults.check(_max_length, recipe, config, tokenizer)
     faults.raise_any()
-    if task is None or rows is None or source is None:
+    if kind is None or rows is None or source is None:
         raise AssertionError("a check returned nothing and raised nothing")
-    return Prepared(recipe, task, source, tokenizer, int(max_length or 0), list(targets or []), rows)
+    return Prepared(recipe, kind, source, tokenizer, int(max_length or 0), list(targets or []), rows)
 
 
-def read_rows(recipe: Recipe) -> Rows:
-    """Read the files, check their rows and divide them.
+def read_rows(recipe: Recipe, kind: TaskKind, tokenizer: Any = None) -> Rows:
+    """Read the files, check their rows, divide them and bind the task to them.
 
     Raises:
         DataError: a file or a row is at fault.
         SplitError: there are too few rows.
     """
-    data = recipe.data
+    data, options = recipe.data, task_options(recipe)
+    layout = kind.layout(options, tokenizer)
     files, found = _files(recipe)
-    tables = {key: read_table(path, "validation" if key == "selection" else key) for key, path in files.items()}
-    columns, notes = resolve_columns(tables["train"], data.text, data.label, data.group)
-    notes = [*found, *notes]
-    train = read_examples(tables["train"], columns)
-    names = label_names(train)
+    tables = {
+        key: kind.arrange(read_table(path, "validation" if key == "selection" else key)) for key, path in files.items()
+    }
+    columns, guesses = resolve_columns(tables["train"], data.text, data.label, data.group, layout)
+    train = read_examples(tables["train"], columns, layout)
     faults = _Faults()
-    others = {key: faults.check(_other, table, columns, names) for key, table in tables.items() if key != "train"}
+    others = {key: faults.check(read_other, table, columns, layout) for key, table in tables.items() if key != "train"}
     splits = faults.check(
         make_splits,
         train,
@@ -120,9 +123,39 @@ def read_rows(recipe: Recipe) -> Rows:
         test_fraction=0.0 if "test" in tables else data.test_fraction,
         max_train_rows=data.max_train_rows,
         seed=recipe.seed,
+        strata=kind.strata(train),
     )
+    task = faults.check(kind.fit, options, train, train if splits is None else train.take(splits.lower))
+    for examples in others.values():
+        if task is not None and examples is not None:
+            faults.check(task.check, examples)
+    _check_choice(recipe, task, faults)
     faults.raise_any()
-    parts = _parts(train, splits or Splits([], [], [], []), others)
+    if splits is None or task is None:
+        raise AssertionError("a check returned nothing and raised nothing")
+    parts = {name: others.get(name) or train.take(getattr(splits, name)) for name in SPLITS}
+    _require_parts(recipe, parts)
+    hashes = {key: table.sha256 for key, table in tables.items()}
+    notes = [*found, *guesses, *kind.notes(options, tokenizer, train), *_repeat_notes(kind, train, parts)]
+    return Rows(task, columns, parts, hashes, notes)
+
+
+def read_other(table: Table, columns: Columns, layout: Layout) -> Examples:
+    """Return the labelled examples of another file than the train file."""
+    return read_examples(table, columns_of_other(table, columns, layout), layout)
+
+
+def _check_choice(recipe: Recipe, task: Task | None, faults: _Faults) -> None:
+    if task is not None and recipe.select_by is not None and recipe.select_by not in task.metrics:
+        faults.found.append(
+            RecipeError(
+                f"select_by={recipe.select_by}: expected a metric of {recipe.task}: {', '.join(task.metrics)}."
+                " Name one of them, or leave it out."
+            )
+        )
+
+
+def _require_parts(recipe: Recipe, parts: dict[str, Examples]) -> None:
     if not len(parts["test"]):
         raise DataError("There are no test rows. Name a file as data.test, or set data.test_fraction.")
     if recipe.method == "bidora" and not len(parts["upper"]):
@@ -132,8 +165,6 @@ def read_rows(recipe: Recipe) -> Rows:
             "There are no selection rows, which select_best=true needs. Set data.selection_fraction, or"
             " select_best=false."
         )
-    hashes = {key: table.sha256 for key, table in tables.items()}
-    return Rows(names, parts, hashes, [*notes, *_repeat_notes(train, parts)])
 
 
 def _selection_fraction(recipe: Recipe, has_file: bool) -> float:
@@ -161,23 +192,11 @@ def _files(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
     return {key: path for key, path in files.items() if path is not None}, notes
 
 
-def _other(table: Table, columns: Columns, names: list[str]) -> Examples:
-    columns = replace(columns, group=None)  # groups matter only where rows are divided
-    require_columns(table, columns)
-    examples = read_examples(table, columns)
-    check_labels_known(names, examples)
-    return examples
-
-
-def _parts(train: Examples, splits: Splits, others: dict[str, Examples | None]) -> dict[str, Examples]:
-    return {name: others.get(name) or train.take(getattr(splits, name)) for name in SPLITS}
-
-
-def _repeat_notes(train: Examples, parts: dict[str, Examples]) -> list[str]:
+def _repeat_notes(kind: TaskKind, train: Examples, parts: dict[str, Examples]) -> list[str]:
     notes = []
     if repeated := duplicates(train):
         notes.append(f"{repeated} rows of {train.source} repeat another one; repeats stay in one split.")
-    if contradictory := conflicting(train):
+    if kind.strata(train) is None and (contradictory := conflicting(train)):
         notes.append(f"{contradictory} texts of {train.source} occur with more than one label.")
     for held_out in ("selection", "test"):
         if shared := overlap([parts["lower"], parts["upper"]], parts[held_out]):
@@ -185,10 +204,10 @@ def _repeat_notes(train: Examples, parts: dict[str, Examples]) -> list[str]:
     return notes
 
 
-def _targets(recipe: Recipe, task: Task, config: Any) -> list[str]:
+def _targets(recipe: Recipe, kind: TaskKind, config: Any) -> list[str]:
     from peft_bidora.adapter.attach import resolve_target_modules
 
-    model = skeleton(config, task.auto_class())
+    model = skeleton(config, kind.auto_class(config))
     return [] if recipe.method == "full" else resolve_target_modules(model, recipe.adapter.target_modules)
 
 

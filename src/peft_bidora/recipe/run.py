@@ -3,27 +3,25 @@
 import json
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorWithPadding, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 
 from peft_bidora.adapter.attach import attach_adapter, head_modules
-from peft_bidora.adapter.export import load_adapter, save_adapter
-from peft_bidora.data.columns import require_columns, resolve_columns
-from peft_bidora.data.examples import Examples, read_examples
-from peft_bidora.data.labels import check_labels_known
-from peft_bidora.data.source import read_table
+from peft_bidora.adapter.export import save_adapter
+from peft_bidora.data.examples import Examples
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, Stopwatch
-from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.memory import peak_memory_bytes
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
 from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.schema import Recipe
+from peft_bidora.tasks.base_model import load_config
 from peft_bidora.tasks.intervals import scores_with_intervals
+from peft_bidora.tasks.logits import first_output
 from peft_bidora.training.exact_trainer import ExactTrainer
+from peft_bidora.training.prediction import predict
 from peft_bidora.training.trainer import BiDoRATrainer
 
 logger = logging.getLogger(__name__)
@@ -58,99 +56,40 @@ def run(
         finished: dict[str, Any] = json.loads(metrics_path.read_text(encoding="utf-8"))
         return finished
     trainer = _make_trainer(prepared)
-    manifest = manifest or folder.begin(recipe, prepared.rows)
+    manifest = manifest or folder.begin(prepared)
     stopwatch = Stopwatch(recipe.output / "seconds.json")
     trainer.add_callback(stopwatch)
     trainer.train(resume_from_checkpoint=resume)
     return _finish(prepared, trainer, manifest, stopwatch.seconds())
 
 
-def evaluate(run_folder: Path, data: str | None = None) -> dict[str, dict[str, float]]:
-    """Return the test metrics with 95 % intervals of a finished run, on its test rows or on another file.
-
-    Args:
-        run_folder: what `run` wrote.
-        data: a labelled file with the columns of the training file; None for the run's own test rows.
-
-    Raises:
-        BiDoRAError: the folder is no run, or the file is at fault.
-    """
-    folder.check_output(run_folder, resume=True, overwrite=False)
-    prepared = prepare(load_recipe(run_folder / folder.RECIPE, [f"output={run_folder}"]))
-    examples = prepared.rows.parts["test"] if data is None else _labelled(prepared, data)
-    recipe = prepared.recipe
-    if recipe.method == "full":
-        model = prepared.task.load_model(str(run_folder / "model"), prepared.rows.names, prepared.tokenizer)
-    else:
-        base = prepared.task.load_model(prepared.source, prepared.rows.names, prepared.tokenizer)
-        model = load_adapter(run_folder / "adapter", base)
-    trainer = _baseline_trainer(prepared, model)
-    output = trainer.predict(_encode(prepared, examples))
-    return scores_with_intervals(prepared.task, output.predictions, output.label_ids, recipe.seed)
-
-
-def _labelled(prepared: Prepared, data: str) -> Examples:
-    section = prepared.recipe.data
-    columns, _ = resolve_columns(read_table(section.train), section.text, section.label)
-    table = read_table(data, "test")
-    require_columns(table, columns)
-    examples = read_examples(table, columns)
-    check_labels_known(prepared.rows.names, examples)
-    return examples
-
-
 def _make_trainer(prepared: Prepared) -> ExactTrainer:
-    recipe, task = prepared.recipe, prepared.task
+    recipe, task = prepared.recipe, prepared.rows.task
     set_seed(recipe.seed)
     attention = "eager" if recipe.method == "bidora" and recipe.search.hypergradient == "exact" else None
-    model = task.load_model(prepared.source, prepared.rows.names, prepared.tokenizer, attention)
+    model = task.load_model(prepared.source, prepared.tokenizer, attention)
     if recipe.method != "full":
         use_dora = recipe.method != "lora"
         model = attach_adapter(
             model, adapter_options(recipe), use_dora=use_dora, task_type=task.peft_type, head=head_modules(model)
         )
-    if recipe.method != "bidora":
-        return _baseline_trainer(prepared, model)
-    lower, upper, selection = (_encode(prepared, prepared.rows.parts[name]) for name in ("lower", "upper", "selection"))
-    return _prepare_callbacks(
-        BiDoRATrainer(
-            model=model,
-            args=bidora_arguments(recipe, bool(selection)),
-            train_dataset=lower,
-            upper_dataset=upper,
-            eval_dataset=selection,
-            **_shared(prepared),
-        )
-    )
-
-
-def _baseline_trainer(prepared: Prepared, model: Any) -> ExactTrainer:
-    from datasets import concatenate_datasets
-
-    parts = {name: _encode(prepared, part) for name, part in prepared.rows.parts.items() if len(part)}
-    selection = parts.get("selection")
-    return _prepare_callbacks(
-        ExactTrainer(
-            model=model,
-            args=baseline_arguments(prepared.recipe, selection is not None),
-            train_dataset=concatenate_datasets([parts[name] for name in ("lower", "upper") if name in parts]),
-            eval_dataset=selection,
-            **_shared(prepared),
-        )
-    )
-
-
-def _shared(prepared: Prepared) -> dict[str, Any]:
-    task = prepared.task
-    return {
-        "data_collator": DataCollatorWithPadding(prepared.tokenizer),
+    parts = {name: _dataset(prepared, part) for name, part in prepared.rows.parts.items() if name != "test"}
+    selection = parts["selection"]
+    shared: dict[str, Any] = {
+        "model": model,
+        "eval_dataset": selection,
+        "data_collator": task.collator(prepared.tokenizer),
         "processing_class": prepared.tokenizer,
         "compute_loss_func": task.loss,
-        "compute_metrics": lambda output: task.scores(output.predictions, output.label_ids),
+        "compute_metrics": _selection_scores(prepared) if task.has_logits else None,
+        "preprocess_logits_for_metrics": first_output,
     }
-
-
-def _prepare_callbacks(trainer: ExactTrainer) -> ExactTrainer:
+    if recipe.method == "bidora":
+        args = bidora_arguments(recipe, task, selection is not None)
+        trainer = BiDoRATrainer(args=args, train_dataset=parts["lower"], upper_dataset=parts["upper"], **shared)
+    else:
+        args = baseline_arguments(recipe, task, selection is not None)
+        trainer = ExactTrainer(args=args, train_dataset=_training_rows(parts), **shared)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(EvaluateLastStep())
     if trainer.pop_callback(ProgressCallback) is not None:
@@ -158,15 +97,29 @@ def _prepare_callbacks(trainer: ExactTrainer) -> ExactTrainer:
     return trainer
 
 
-def _encode(prepared: Prepared, examples: Examples) -> Any:
+def _selection_scores(prepared: Prepared) -> Callable[[Any], dict[str, float]]:
+    """Score the selection rows, which Trainer reads in their order."""
+    task, labels = prepared.rows.task, prepared.rows.parts["selection"].labels or []
+    return lambda output: task.scores(task.decode(output.predictions, output.label_ids), labels)
+
+
+def _training_rows(parts: dict[str, Any]) -> Any:
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets([parts[name] for name in ("lower", "upper") if parts[name] is not None])
+
+
+def _dataset(prepared: Prepared, examples: Examples) -> Any:
+    from datasets import Dataset
+
     if not len(examples):
         return None
-    return prepared.task.encode(examples, prepared.tokenizer, prepared.rows.names, prepared.max_length)
+    return Dataset.from_dict(prepared.rows.task.encode(examples, prepared.tokenizer, prepared.max_length))
 
 
 def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Save the adapter first, then score the test rows; metrics.json, written last, marks the run as finished."""
-    recipe, task, output = prepared.recipe, prepared.task, prepared.recipe.output
+    recipe, task, output = prepared.recipe, prepared.rows.task, prepared.recipe.output
     peak = peak_memory_bytes()
     if recipe.method == "full":
         trainer.model.save_pretrained(output / "model")
@@ -178,32 +131,59 @@ def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any],
     if history is None:
         history = [{"phase": "retrain", **entry} for entry in trainer.state.log_history]
     folder.write_json_lines(output / "metrics.jsonl", history)
-    scores = {}
+    scores, details = {}, {}
     for name in ("selection", "test"):
         part = prepared.rows.parts[name]
         if not len(part):
             continue
-        predicted = trainer.predict(_encode(prepared, part))
-        scores[name] = scores_with_intervals(task, predicted.predictions, predicted.label_ids, recipe.seed)
+        predictions = predict(
+            trainer.model,
+            task,
+            prepared.tokenizer,
+            part,
+            max_length=prepared.max_length,
+            bfloat16=recipe.precision == "bfloat16",
+        )
+        labels = part.required_labels()
+        scores[name] = scores_with_intervals(task, predictions, labels, recipe.seed)
         if name == "test":
-            rows = task.prediction_rows(part, predicted.predictions, prepared.rows.names)
-            folder.write_json_lines(output / "predictions.jsonl", rows)
+            details = task.details(predictions, labels)
+            rows = zip(part.rows, task.prediction_columns(predictions), strict=True)
+            folder.write_json_lines(output / "predictions.jsonl", ({**row, **added} for row, added in rows))
     trainable, total = _parameters(trainer)
     metrics = {
         "method": recipe.method,
         **scores,
+        "test_details": details,
         "trainable_parameters": trainable,
         "parameters": total,
         "seconds": seconds,
         "peak_memory_bytes": peak,
         "rows": manifest["rows"],
         "model": prepared.source,
-        "labels": prepared.rows.names,
+        "loading_lines": loading_lines(prepared),
     }
     device = str(trainer.args.device)
     folder.write_json(output / folder.MANIFEST, {**manifest, "device": device, "seconds": seconds})
     folder.write_json(output / folder.METRICS, metrics)
     return metrics
+
+
+def loading_lines(prepared: Prepared) -> list[str]:
+    """Return the Python that loads the result of a run with stock PEFT and transformers alone."""
+    recipe, task = prepared.recipe, prepared.rows.task
+    auto_class = prepared.kind.auto_class(load_config(prepared.source)).__name__
+    outputs = "" if task.outputs is None else f", num_labels={task.outputs}"
+    if recipe.method == "full":
+        path = recipe.output / "model"
+        imports = [f"from transformers import {auto_class}, AutoTokenizer"]
+        load = f'model = {auto_class}.from_pretrained("{path}")'
+    else:
+        path = recipe.output / "adapter"
+        auto_class = auto_class.replace("AutoModel", "AutoPeftModel")
+        imports = [f"from peft import {auto_class}", "from transformers import AutoTokenizer"]
+        load = f'model = {auto_class}.from_pretrained("{path}"{outputs})'
+    return [*imports, load, f'tokenizer = AutoTokenizer.from_pretrained("{path}")']
 
 
 def _parameters(trainer: ExactTrainer) -> tuple[int, int]:

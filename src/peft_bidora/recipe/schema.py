@@ -63,6 +63,7 @@ class DataSection(Section):
     upper_fraction: Fraction = 0.2
     max_train_rows: Count | None = None
     max_length: Count | None = None
+    sequences: Literal["text", "protein"] | None = None
 
     @model_validator(mode="after")
     def _one_of_file_and_fraction(self) -> "DataSection":
@@ -70,6 +71,25 @@ class DataSection(Section):
             if getattr(self, name) is not None and getattr(self, f"{name}_fraction"):
                 raise ValueError(f"{name} and {name}_fraction are both set; expected one of them. Remove the other")
         return self
+
+
+class ClassificationSection(Section):
+    """What a classification may be told beyond its rows."""
+
+    class_weights: Literal["none", "balanced"] | dict[str, Rate] = "none"
+    multi_label: bool | None = None
+
+
+class GenerationSection(Section):
+    """How text is generated from the test rows; keyword arguments of transformers' `generate`."""
+
+    max_new_tokens: Count = 64
+    num_beams: Count = 1
+    do_sample: bool = False
+    temperature: Rate | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, strict=True)] = 0
+    length_penalty: Number = 1.0
 
 
 class AdapterSection(Section):
@@ -135,6 +155,8 @@ class Recipe(Section):
     adapter: AdapterSection = AdapterSection()
     search: SearchSection = SearchSection()
     retrain: RetrainSection = RetrainSection()
+    classification: ClassificationSection = ClassificationSection()
+    generation: GenerationSection = GenerationSection()
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     output: Path
@@ -142,6 +164,7 @@ class Recipe(Section):
     eval_steps: Count = 50
     save_steps: Count = 50
     select_best: bool = True
+    select_by: str | None = None
     report_to: list[str] = []
 
     @model_validator(mode="after")

@@ -1,6 +1,9 @@
 """Find the pretrained model that a recipe names, and look at it without loading its weights."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.util import find_spec
@@ -8,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from peft_bidora.errors import ModelError
+
+logger = logging.getLogger(__name__)
 
 BUILTIN_PREFIX = "builtin:"
 # name -> (import name of the package, sha256 of its model.safetensors)
@@ -99,6 +104,46 @@ def skeleton(config: Any, auto_class: Any) -> Any:
         ) from error
 
 
+def load_weights(source: str, auto_class: Any, tokenizer: Any, attention: str | None = None, **config: Any) -> Any:
+    """Return the pretrained model in float32; a head that its weights lack starts at random values.
+
+    Args:
+        source: a folder or a hub name.
+        auto_class: the transformers class that builds it.
+        tokenizer: whose padding token the model must know.
+        attention: transformers' `attn_implementation`; None for its choice.
+        **config: what is changed in the model's configuration.
+
+    Raises:
+        ModelError: the weights cannot be loaded.
+    """
+    import torch
+
+    options = config if attention is None else {**config, "attn_implementation": attention}
+    try:
+        with _quiet():
+            model, report = auto_class.from_pretrained(
+                source,
+                dtype=torch.float32,
+                pad_token_id=tokenizer.pad_token_id,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+    except Exception as error:  # safetensors, torch and transformers each raise types of their own
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"The weights of {source} cannot be loaded ({type(error).__name__}: {reason}).") from error
+    missing = sorted(key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
+    if missing:
+        logger.warning(
+            "%s has no weights for %d tensors of the encoder, which start at random values: %s",
+            source,
+            len(missing),
+            ", ".join(missing[:5]),
+        )
+    return model
+
+
 def position_limit(config: Any) -> int | None:
     """Return the most tokens that the model has positions for; None where it sets no limit."""
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -151,3 +196,19 @@ def _unreadable(source: str, what: str, error: Exception) -> str:
         f"model={source} is no folder here, and fetching its {what} from the Hugging Face hub failed "
         f"({type(error).__name__}: {reason}). Check the name and the network, or name a folder."
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the expected report of a newly initialised head, and the bar of loading it, off the screen."""
+    from transformers.utils import logging as noise
+
+    verbosity, bars = noise.get_verbosity(), noise.is_progress_bar_enabled()
+    noise.set_verbosity_error()
+    noise.disable_progress_bar()
+    try:
+        yield
+    finally:
+        noise.set_verbosity(verbosity)
+        if bars:
+            noise.enable_progress_bar()

@@ -1,20 +1,25 @@
 """Percentile bootstrap intervals of a task's metrics."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from peft_bidora.tasks.task import Array, Task
+from peft_bidora.tasks.task import Task
 
 RESAMPLES = 1000
 COVERAGE = 0.95
 
 
-def scores_with_intervals(task: Task, predictions: Array, labels: Array, seed: int) -> dict[str, dict[str, float]]:
+def scores_with_intervals(
+    task: Task, predictions: Sequence[Any], labels: Sequence[Any], seed: int
+) -> dict[str, dict[str, float]]:
     """Return each metric as {"value", "low", "high"}: the 2.5 and 97.5 % quantiles over 1000 resamples of the rows.
 
     Args:
         task: whose metrics.
-        predictions: (rows, ...), what the model returned.
-        labels: (rows,), the truth.
+        predictions: (rows,), of the task.
+        labels: (rows,), of the task.
         seed: the same seed gives the same intervals.
     """
     drawn = task.resampled_scores(predictions, labels, np.random.default_rng(seed), RESAMPLES)

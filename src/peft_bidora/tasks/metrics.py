@@ -1,5 +1,6 @@
 """Metrics of a classification, all of them functions of its confusion matrix."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,23 @@ def classification_scores(counts: Array) -> dict[str, Array]:
         "f1_macro": f1.sum(-1) / occurs.sum(-1),
         "matthews": np.where(root > 0, covariance / np.where(root > 0, root, 1), 0.0),
     }
+
+
+def class_table(counts: Array, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return precision, recall, F1 and the number of rows of each class; 0 where a rate has no rows.
+
+    Args:
+        counts: (classes, classes), rows true, columns predicted.
+        names: of the classes.
+    """
+    hits, true, predicted = np.diagonal(counts).astype(float), counts.sum(1), counts.sum(0)
+    return [
+        {
+            "label": name,
+            "precision": float(hits[k] / max(predicted[k], 1)),
+            "recall": float(hits[k] / max(true[k], 1)),
+            "f1": float(2 * hits[k] / max(true[k] + predicted[k], 1)),
+            "rows": int(true[k]),
+        }
+        for k, name in enumerate(names)
+    ]

@@ -4,12 +4,12 @@ from difflib import get_close_matches
 
 from peft_bidora.errors import RecipeError
 from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
-from peft_bidora.tasks.task import Task
+from peft_bidora.tasks.task import TaskKind
 
-TASKS = {task.name: task for task in (SEQUENCE_CLASSIFICATION,)}
+TASKS: dict[str, TaskKind] = {task.name: task for task in (SEQUENCE_CLASSIFICATION,)}
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str) -> TaskKind:
     """Return the task of this name.
 
     Raises:

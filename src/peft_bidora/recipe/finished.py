@@ -1,0 +1,117 @@
+"""A finished run: load its model, score and predict with it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft_bidora.adapter.export import load_adapter
+from peft_bidora.data.columns import Columns
+from peft_bidora.data.examples import Examples
+from peft_bidora.data.source import read_table
+from peft_bidora.errors import CheckpointError
+from peft_bidora.recipe import folder
+from peft_bidora.recipe.load import load_recipe
+from peft_bidora.recipe.options import task_options
+from peft_bidora.recipe.prepare import prepare, read_other
+from peft_bidora.recipe.schema import Recipe
+from peft_bidora.tasks.base_model import load_tokenizer, resolve_model
+from peft_bidora.tasks.intervals import scores_with_intervals
+from peft_bidora.tasks.registry import find_task
+from peft_bidora.tasks.task import Task, TaskKind
+from peft_bidora.training.prediction import predict
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run folder says, without the data that it was trained on and without weights.
+
+    Args:
+        recipe: as resolved, its output the present folder.
+        kind: of the task.
+        task: bound to the train rows of the run.
+        columns: of the train file.
+        tokenizer: as saved beside the weights.
+        max_length: the most tokens of a row.
+    """
+
+    recipe: Recipe
+    kind: TaskKind
+    task: Task
+    columns: Columns
+    tokenizer: Any
+    max_length: int
+
+
+def read_run(run_folder: Path) -> FinishedRun:
+    """Return what a run folder says.
+
+    Raises:
+        CheckpointError: the folder holds no run, or one that is not finished.
+    """
+    folder.check_output(run_folder, resume=True, overwrite=False)
+    recipe = load_recipe(run_folder / folder.RECIPE, [f"output={json.dumps(str(run_folder))}"])
+    if not (run_folder / folder.METRICS).is_file():
+        raise CheckpointError(
+            f"{run_folder} holds a run that is not finished. Go on with it:"
+            f" peft-bidora train {run_folder / folder.RECIPE} --resume"
+        )
+    said = json.loads((run_folder / folder.TASK).read_text(encoding="utf-8"))
+    kind = find_task(said["name"])
+    weights = run_folder / ("model" if recipe.method == "full" else "adapter")
+    return FinishedRun(
+        recipe=recipe,
+        kind=kind,
+        task=kind.restore(said["state"]),
+        columns=Columns(tuple(said["text"]), said["label"]),
+        tokenizer=load_tokenizer(str(weights)),
+        max_length=said["max_length"],
+    )
+
+
+def load_trained(run: FinishedRun) -> Any:
+    """Return the trained model of a run, on the device that there is."""
+    import torch
+
+    recipe, task = run.recipe, run.task
+    if recipe.method == "full":
+        model = task.load_model(str(recipe.output / "model"), run.tokenizer)
+    else:
+        base = task.load_model(resolve_model(recipe.model), run.tokenizer)
+        model = load_adapter(recipe.output / "adapter", base)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return model if device is None else model.to(device)
+
+
+def predict_with(
+    run: FinishedRun, model: Any, examples: Examples, progress: Callable[[int], Any] = lambda rows: None
+) -> list[Any]:
+    """Return the prediction of each row by the model of a run."""
+    bfloat16 = run.recipe.precision == "bfloat16"
+    return predict(
+        model, run.task, run.tokenizer, examples, max_length=run.max_length, bfloat16=bfloat16, progress=progress
+    )
+
+
+def evaluate(run_folder: Path, data: str | None = None) -> dict[str, dict[str, float]]:
+    """Return the test metrics with 95 % intervals of a finished run, on its test rows or on another file.
+
+    Args:
+        run_folder: what `run` wrote.
+        data: a labelled file with the columns of the training file; None for the run's own test rows.
+
+    Raises:
+        BiDoRAError: the folder is no finished run, or the file is at fault.
+    """
+    run = read_run(run_folder)
+    examples = prepare(run.recipe).rows.parts["test"] if data is None else _labelled(run, data)
+    predictions = predict_with(run, load_trained(run), examples)
+    return scores_with_intervals(run.task, predictions, examples.required_labels(), run.recipe.seed)
+
+
+def _labelled(run: FinishedRun, data: str) -> Examples:
+    table = run.kind.arrange(read_table(data, "test"))
+    examples = read_other(table, run.columns, run.kind.layout(task_options(run.recipe), run.tokenizer))
+    run.task.check(examples)
+    return examples

@@ -1,0 +1,20 @@
+"""From a model's outputs to arrays."""
+
+from typing import Any
+
+from peft_bidora.tasks.task import Array
+
+
+def first_output(outputs: Any, _labels: Any = None) -> Any:
+    """Return the logits: some models add hidden states or caches behind them."""
+    return outputs[0] if isinstance(outputs, tuple | list) else outputs
+
+
+def forward(model: Any, inputs: Any) -> Array:
+    """Return the logits of a batch in float32, on the CPU, without a graph."""
+    import torch
+
+    with torch.no_grad():
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+    logits: Array = outputs["logits"].float().cpu().numpy()
+    return logits
