@@ -40,6 +40,15 @@ def test_orthogonal_rows_have_the_value_zero_and_a_finite_gradient():
     assert gradient_b.isfinite().all()
 
 
+def test_row_of_zeros_leaves_the_gradient_finite():
+    w = draw(4, 5, seed=0).float()
+    w[1] = 0
+    value, gradient_a, gradient_b = orthogonality(w, w @ w.T, draw(2, 5, seed=1).float(), torch.zeros(4, 2), 1.0)
+    assert value.isfinite()
+    assert gradient_a.isfinite().all()
+    assert gradient_b.isfinite().all()
+
+
 @pytest.fixture
 def double(make_adapted):
     """A tiny encoder in float64 with four adapted layers."""

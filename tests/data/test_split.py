@@ -170,7 +170,5 @@ def test_strata_keep_their_proportion_and_are_not_required_in_every_split(build:
 
 def test_split_without_classes_needs_one_row(build: Build) -> None:
     examples = replace(build(["x"] * 5), labels=[float(i) for i in range(5)])
-    with pytest.raises(
-        SplitError, match=r"^data\.upper_fraction=0\.01 of 5 rows leaves 0 rows .*; it needs at least"
-    ):
+    with pytest.raises(SplitError, match=r"^data\.upper_fraction=0\.01 of 5 rows leaves 0 rows .*; it needs at least"):
         make_splits(examples, selection_fraction=0, upper_fraction=0.01, seed=0, strata=["x"] * 5)

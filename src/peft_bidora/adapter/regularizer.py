@@ -2,9 +2,12 @@
 
     R(V) = mean over layers of ‖D·Dᵀ − I‖_F,   D = V / n,   so that   ‖D·Dᵀ − I‖² = ‖D·Dᵀ‖² − out
 
-    G = V·Vᵀ = W0·W0ᵀ + U·Bᵀ + B·Uᵀ,   U = s·W0·Aᵀ + ½s²·B·(A·Aᵀ)          out²·r once W0·W0ᵀ is known
-    ∂½‖D·Dᵀ‖²/∂V = 2·H·V,   H = C ⊘ (n nᵀ) − diag(rowsum(C²) / n²),   C = D·Dᵀ = G ⊘ (n nᵀ)
+    G = V·Vᵀ = W0·W0ᵀ + U·Bᵀ + B·Uᵀ,   U = s·W0·Aᵀ + ½s²·B·(A·Aᵀ),   w = 1 / n² = 1 / diag(G)
+    ‖D·Dᵀ‖² = Σ w_i q_i,   q_i = Σ_j G_ij² w_j
+    ∂½‖D·Dᵀ‖²/∂V = 2·H·V,   H·X = w ⊙ G·(w ⊙ X) − w² ⊙ q ⊙ X
 
+Since U and V·Aᵀ lie in the span of B and W0·Aᵀ, one product of W0·W0ᵀ with 2r columns is all that costs out²·r, and
+G itself is never built.
 W0·W0ᵀ is kept for each adapted layer: out² numbers.
 Reference: Qin, Zhang, Xie, arXiv:2410.09758, the Gram regulariser.
 """
@@ -60,20 +63,31 @@ def orthogonality(
     Returns:
         the value, a scalar; (r, in); (out, r).
     """
+    rank = len(lora_a)
     product = weight.to(lora_a.dtype) @ lora_a.T
     inner = lora_a @ lora_a.T
-    low_rank = (scaling * product + 0.5 * scaling**2 * (lora_b @ inner)) @ lora_b.T
-    full = gram + low_rank + low_rank.T
-    squared = full.diagonal().clamp_min(torch.finfo(full.dtype).tiny)
-    inverse = squared.rsqrt()
-    cosines = full * inverse[:, None] * inverse
-    row_sums = cosines.square().sum(dim=1)
-    value = (row_sums.sum() - len(squared)).clamp_min(torch.finfo(full.dtype).tiny).sqrt()
-    weights = cosines * inverse[:, None] * inverse
-    weights.diagonal().sub_(row_sums / squared)
-    weighted_b = weights @ lora_b
-    # V·Aᵀ = W0·Aᵀ + s·B·(A·Aᵀ) and Bᵀ·H·V, each without V.
-    gradient_b = weights @ (product + scaling * (lora_b @ inner))
+    half = scaling * product + 0.5 * scaling**2 * (lora_b @ inner)  # U
+    moved = product + scaling * (lora_b @ inner)  # V·Aᵀ
+    squared = gram.diagonal() + 2 * (half * lora_b).sum(dim=1)
+    # A row of zeros is orthogonal to all; w² must be finite for it to count as such.
+    inverse = squared.clamp_min(torch.finfo(squared.dtype).tiny ** 0.5).reciprocal()[:, None]  # w
+    of_both = gram @ (inverse * torch.cat([lora_b, product], dim=1))
+    of_b, of_product = of_both[:, :rank], of_both[:, rank:]
+    of_half = scaling * of_product + 0.5 * scaling**2 * (of_b @ inner)
+    left, right = torch.cat([half, lora_b], dim=1), torch.cat([lora_b, half], dim=1)  # G − W0·W0ᵀ = left·rightᵀ
+    row_sums = torch.linalg.vecdot(gram * inverse.T, gram)[:, None]
+    row_sums += 2 * (left * torch.cat([of_b, of_half], dim=1)).sum(dim=1, keepdim=True)
+    row_sums += ((left @ (right.T @ (inverse * right))) * left).sum(dim=1, keepdim=True)  # q
+    value = ((inverse * row_sums).sum() - len(gram)).clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
+
+    def weighted(columns: Tensor, of_columns: Tensor) -> Tensor:
+        """Return H·X of columns X, given W0·W0ᵀ·(w ⊙ X)."""
+        full: Tensor = of_columns + left @ (right.T @ (inverse * columns)) - inverse * row_sums * columns
+        return inverse * full
+
+    weighted_b = weighted(lora_b, of_b)
+    gradient_b = weighted(moved, of_product + scaling * (of_b @ inner))
+    # Bᵀ·H·V without V.
     gradient_a = weighted_b.T @ weight.to(lora_a.dtype) + scaling * (weighted_b.T @ lora_b) @ lora_a
     factor = 2 * scaling / value
     return value, factor * gradient_a, factor * gradient_b
