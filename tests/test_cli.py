@@ -446,6 +446,70 @@ def test_evaluate_scores_another_file(finished: Callable[[str], Project], comman
     assert_faults(command("evaluate", project.output, project.folder / "strange.jsonl"), "'tree'", "strange.jsonl")
 
 
+PIPELINE = """
+import json, sys
+for name in ("peft", "peft_bidora"):
+    sys.modules[name] = None
+from transformers import pipeline
+classify = pipeline("text-classification", model=sys.argv[1])
+texts = [json.loads(line)["text"] for line in open(sys.argv[2], encoding="utf-8")]
+print(json.dumps([found["label"] for found in classify(texts)]))
+"""
+
+
+@pytest.mark.parametrize("method", ["lora", "bidora"])
+def test_merged_run_predicts_the_same_in_a_pipeline(
+    method: str, finished: Callable[[str], Project], command: Run, tmp_path: Path
+) -> None:
+    project = finished(method)
+    done = command("merge", project.output, "-o", tmp_path / "merged", "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["rows"] == 16
+    assert report["difference"] < 1e-4
+    predictions = project.output / "predictions.jsonl"
+    line = [sys.executable, "-c", PIPELINE, str(tmp_path / "merged"), str(predictions)]
+    served = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert served.returncode == 0, served.stderr
+    expected = [json.loads(row)["predicted_label"] for row in predictions.read_text().splitlines()]
+    assert json.loads(served.stdout) == expected
+    again = command("merge", project.output, "-o", tmp_path / "merged")
+    assert_faults(again, "exists already", "--overwrite")
+    assert command("merge", project.output, "-o", tmp_path / "merged", "--overwrite", "--dtype", "bfloat16").code == 0
+
+
+def test_run_becomes_a_lora_adapter_with_the_error_of_each_layer(
+    finished: Callable[[str], Project], command: Run, tmp_path: Path
+) -> None:
+    done = command("merge", finished("bidora").output, "-o", tmp_path / "lora", "--as-lora", "--rank", 16)
+    assert done.code == 0, done.err
+    assert "relative error" in done.out
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["r"]) == (False, 16)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("full", [], ["trained in full"]),
+        ("lora", ["--as-lora", "--rank", 2], ["is one already"]),
+        ("bidora", ["--as-lora"], ["--as-lora and --rank go together"]),
+        ("bidora", ["--dtype", "float8"], ["dtype=float8"]),
+        ("bidora", ["--as-lora", "--rank", 99], ["rank=99"]),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(
+    method: str,
+    options: list[object],
+    words: list[str],
+    finished: Callable[[str], Project],
+    command: Run,
+    tmp_path: Path,
+) -> None:
+    assert_faults(command("merge", finished(method).output, "-o", tmp_path / "out", *options), *words)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_killed_run_resumes_to_bit_identical_weights(tmp_path: Path, model_folder: Path) -> None:
     steps = {"search.steps": 40, "retrain.steps": 40, "save_steps": 4, "eval_steps": 4}

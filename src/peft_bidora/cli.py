@@ -100,6 +100,36 @@ def evaluate(
     _console().print(table)
 
 
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to make.")],
+    as_lora: Annotated[bool, typer.Option(help="Make a LoRA adapter, for servers that know no DoRA.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Its rank.", min=1)] = None,
+    dtype: Annotated[str, typer.Option(help="Of the merged weights: float32 or bfloat16.")] = "float32",
+    overwrite: Annotated[bool, typer.Option(help="Replace what is in the output folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the weights of a run merged, to serve them without PEFT."""
+    if as_lora != (rank is not None):
+        raise RecipeError("--as-lora and --rank go together; expected both or none of them.")
+    _quiet_libraries()
+    from peft_bidora.recipe.merge import merge as merge_run
+
+    merged = merge_run(run, output, lora_rank=rank, dtype=dtype, overwrite=overwrite)
+    if as_json:
+        report = {"folder": str(merged.folder), "rows": merged.rows, "difference": merged.difference}
+        typer.echo(json.dumps({**report, "errors": merged.errors}, indent=2))
+        return
+    if merged.errors:
+        table = Table("layer", "relative error")
+        for name, error in merged.errors.items():
+            table.add_row(name, f"{error:.4f}")
+        _console().print(table)
+    typer.echo(f"{'LoRA adapter' if as_lora else 'merged weights'}  {merged.folder}")
+    typer.echo(f"logits of {merged.rows} test rows differ by at most {merged.difference:.3g} from the run's")
+
+
 def main() -> None:
     """Run the command line; an error of ours is one line a fault on standard error, and exit code 2."""
     try:

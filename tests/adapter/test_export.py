@@ -9,7 +9,8 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 
-from peft_bidora.adapter.export import load_adapter, merge_adapter, save_adapter
+from peft_bidora.adapter.attach import AdapterOptions, attach_adapter
+from peft_bidora.adapter.export import convert_to_lora, load_adapter, merge_adapter, save_adapter
 from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
 from peft_bidora.adapter.parameters import split_levels
 from peft_bidora.errors import AdapterError
@@ -130,3 +131,46 @@ def test_merging_that_yields_other_weights_is_refused(trained, monkeypatch, valu
     monkeypatch.setattr(trained, "merge_and_unload", tampered)
     with pytest.raises(AdapterError, match=r"merging changed the logits by up to (0\.5|nan), more than .* 0\.0001"):
         merge_adapter(trained, logits, tolerance=1e-4)
+
+
+def lora_of(trained, make_adapted, rank):
+    base = base_of(trained, make_adapted)
+    return attach_adapter(base, AdapterOptions(rank, rank), use_dora=False, task_type="SEQ_CLS", head=["classifier"])
+
+
+@torch.no_grad()
+def test_lora_of_full_rank_predicts_what_dora_does(trained, make_adapted):
+    lora = lora_of(trained, make_adapted, 16).eval()
+    errors = convert_to_lora(trained, lora)
+    assert len(errors) == 4
+    # Float32: a decomposition of 16 terms.
+    assert max(errors.values()) < 1e-6
+    torch.testing.assert_close(logits(lora), logits(trained), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_lora_of_low_rank_says_what_it_misses(trained, make_adapted):
+    errors = [max(convert_to_lora(trained, lora_of(trained, make_adapted, rank)).values()) for rank in (2, 8)]
+    assert errors[0] > errors[1] > 1e-3
+
+
+@torch.no_grad()
+def test_magnitudes_are_part_of_the_lora_change(trained, make_adapted):
+    levels = split_levels(trained)
+    for name, parameter in levels.direction.items():
+        if "lora_B" in name:
+            parameter.zero_()  # nothing but magnitudes and head has changed
+    lora = lora_of(trained, make_adapted, 16).eval()
+    convert_to_lora(trained, lora)
+    torch.testing.assert_close(logits(lora), logits(trained), rtol=1e-4, atol=1e-4)
+
+
+def test_lora_rank_beyond_the_weight_is_refused(trained, make_adapted):
+    with pytest.raises(AdapterError, match=r"rank=17: .* has the shape \(16, 16\)"):
+        convert_to_lora(trained, lora_of(trained, make_adapted, 17))
+
+
+def test_adapter_without_magnitudes_is_no_source_of_a_lora(trained, make_adapted):
+    lora = lora_of(trained, make_adapted, 2)
+    with pytest.raises(AdapterError, match="expected a DoRA adapter"):
+        convert_to_lora(lora, lora)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from peft_bidora.adapter.weight import apply_scale, row_norm
+from peft_bidora.adapter.weight import apply_scale, low_rank_factors, row_norm
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -41,3 +41,18 @@ def test_scale_leaves_the_bias_alone(bias):
     added = 0 if bias is None else bias
     found = apply_scale(product + added, bias, low_rank, scale)
     torch.testing.assert_close(found, scale * (product + low_rank) + added, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_low_rank_factors_are_the_nearest_of_their_rank(rank):
+    change = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b, error = low_rank_factors(change, rank)
+    singular = torch.linalg.svdvals(change)
+    # Float64 rounding of a product of factors of size one.
+    assert (change - b @ a).norm().item() == pytest.approx(singular[rank:].norm().item(), abs=1e-12)
+    assert error == pytest.approx((singular[rank:].norm() / change.norm()).item(), abs=1e-12)
+    assert (a.shape, b.shape) == ((rank, 6), (4, rank))
+
+
+def test_no_change_has_no_error():
+    assert low_rank_factors(torch.zeros(3, 3), 1)[2] == 0.0

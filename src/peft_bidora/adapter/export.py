@@ -5,10 +5,13 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peft_bidora.adapter.attach import use_closed_form
+from peft_bidora.adapter.layer import dora_layers, effective_change
+from peft_bidora.adapter.weight import low_rank_factors
 from peft_bidora.errors import AdapterError
 
 
@@ -57,3 +60,39 @@ def merge_adapter(model: PeftModel, logits: Callable[[nn.Module], Tensor], toler
             " Load the base model in float32 to merge, or serve the adapter unmerged."
         )
     return merged
+
+
+@torch.no_grad()
+def convert_to_lora(model: PeftModel, lora: PeftModel) -> dict[str, float]:
+    """Give a LoRA adapter the change of the weights that a DoRA adapter makes, as far as its rank goes.
+
+    PEFT's own `save_as_lora` drops the magnitudes of DoRA; here they are part of the change.
+
+    Args:
+        model: the PEFT model with the DoRA adapter.
+        lora: the same base model with a LoRA adapter of the same modules; its adapter and head are overwritten.
+
+    Returns:
+        the relative error of each layer, by the layer's name; see `low_rank_factors`.
+
+    Raises:
+        AdapterError: `model` has no DoRA layers, or the rank exceeds a side of a weight.
+    """
+    layers = {name: module for name, module in lora.named_modules() if isinstance(module, LoraLayer)}
+    errors = {}
+    for name, module, adapter in dora_layers(model):
+        target = layers[name]
+        rank = target.r[adapter]
+        change = effective_change(module, adapter)
+        if rank > min(change.shape):
+            raise AdapterError(f"rank={rank}: {name} has the shape {tuple(change.shape)}. Name a rank up to its sides.")
+        a, b, errors[name] = low_rank_factors(change, rank)
+        target.lora_A[adapter].weight.copy_(a)
+        target.lora_B[adapter].weight.copy_(b / target.scaling[adapter])
+    if not errors:
+        raise AdapterError("expected a DoRA adapter, got one without magnitudes. A LoRA adapter is served as it is.")
+    trained = model.state_dict()
+    for name, tensor in lora.state_dict().items():
+        if ".modules_to_save." in name:
+            tensor.copy_(trained[name])
+    return errors

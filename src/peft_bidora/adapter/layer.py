@@ -88,6 +88,17 @@ def base_weight(module: Any) -> Tensor:
     return weight.T if module.fan_in_fan_out else weight
 
 
+@torch.no_grad()
+def effective_change(module: Any, adapter: str) -> Tensor:
+    """Return W' − W0 = (m / n) ⊙ (W0 + s·B·A) − W0 of a DoRA layer, (out, in), at least float32."""
+    weight = base_weight(module).to(torch.promote_types(base_weight(module).dtype, torch.float32))
+    low_rank = module.scaling[adapter] * module.lora_B[adapter].weight @ module.lora_A[adapter].weight
+    direction = weight + low_rank.to(weight.dtype)
+    scale = module.lora_magnitude_vector[adapter].weight / direction.norm(dim=1)
+    change: Tensor = scale[:, None] * direction - weight
+    return change
+
+
 def dora_layers(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
     """Yield (name, PEFT layer, active adapter) of every layer with a DoRA magnitude."""
     for name, module in model.named_modules():

@@ -46,3 +46,22 @@ def apply_scale(base: Tensor, bias: Tensor | None, low_rank: Tensor, scale: Tens
     """
     total = base + low_rank
     return total * scale if bias is None else torch.addcmul(bias * (1 - scale), total, scale)
+
+
+def low_rank_factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """Return the A and B whose product is nearest to a change of a weight, and what they miss of it.
+
+    B·A is the singular value decomposition cut after `rank` terms, the nearest in the Frobenius norm (Eckart and
+    Young, 1936); the root of each singular value goes into A and into B.
+
+    Args:
+        change: (out, in).
+        rank: r, from 1 up to the smaller side.
+
+    Returns:
+        (r, in); (out, r); ‖change − B·A‖ / ‖change‖, 0 where the change is zero.
+    """
+    u, singular, v = torch.linalg.svd(change, full_matrices=False)
+    root = singular[:rank].sqrt()
+    missed, total = singular[rank:].square().sum().sqrt().item(), singular.square().sum().sqrt().item()
+    return root[:, None] * v[:rank], u[:, :rank] * root, missed / total if total else 0.0

@@ -10,6 +10,7 @@ from peft_bidora.adapter.export import load_adapter
 from peft_bidora.data.columns import Columns
 from peft_bidora.data.examples import Examples
 from peft_bidora.data.source import read_table
+from peft_bidora.data.table import Table
 from peft_bidora.errors import CheckpointError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.load import load_recipe
@@ -105,13 +106,18 @@ def evaluate(run_folder: Path, data: str | None = None) -> dict[str, dict[str, f
         BiDoRAError: the folder is no finished run, or the file is at fault.
     """
     run = read_run(run_folder)
-    examples = prepare(run.recipe).rows.parts["test"] if data is None else _labelled(run, data)
+    examples = prepare(run.recipe).rows.parts["test"] if data is None else tabulated(run, read_table(data, "test"))
     predictions = predict_with(run, load_trained(run), examples)
     return scores_with_intervals(run.task, predictions, examples.required_labels(), run.recipe.seed)
 
 
-def _labelled(run: FinishedRun, data: str) -> Examples:
-    table = run.kind.arrange(read_table(data, "test"))
-    examples = read_other(table, run.columns, run.kind.layout(task_options(run.recipe), run.tokenizer))
+def tabulated(run: FinishedRun, table: Table) -> Examples:
+    """Return the labelled rows of a table as examples of the run's task.
+
+    Raises:
+        DataError: columns are missing, or rows have faults.
+    """
+    layout = run.kind.layout(task_options(run.recipe), run.tokenizer)
+    examples = read_other(run.kind.arrange(table), run.columns, layout)
     run.task.check(examples)
     return examples

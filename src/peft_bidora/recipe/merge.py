@@ -1,0 +1,117 @@
+"""Turn a finished run into weights, or an adapter, that any server loads."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_bidora.adapter.attach import AdapterOptions, attach_adapter, head_modules
+from peft_bidora.adapter.export import convert_to_lora, merge_adapter, save_adapter
+from peft_bidora.data.source import read_table
+from peft_bidora.errors import AdapterError, RecipeError
+from peft_bidora.recipe.finished import FinishedRun, load_trained, read_run, tabulated
+from peft_bidora.tasks.base_model import resolve_model
+
+ROWS = 16
+TOLERANCE = 1e-4  # float32: what folding the scale into the weight may round
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge` made, and how near it is to the run's own model.
+
+    Args:
+        folder: where it lies.
+        rows: test rows on which the logits were compared.
+        difference: the largest absolute difference of a logit.
+        errors: of a LoRA adapter, the relative error of the change of each layer's weight; empty for merged weights.
+    """
+
+    folder: Path
+    rows: int
+    difference: float
+    errors: dict[str, float]
+
+
+def merge(
+    run_folder: Path, output: Path, *, lora_rank: int | None = None, dtype: str = "float32", overwrite: bool = False
+) -> Merged:
+    """Write the merged weights of a run, or a LoRA adapter near to it, with tokenizer and configuration.
+
+    Args:
+        run_folder: what `run` wrote.
+        output: the folder to make.
+        lora_rank: None for merged weights, else the rank of a LoRA adapter for servers that know no DoRA.
+        dtype: of the merged weights, float32 or bfloat16.
+        overwrite: replace what is in the output folder.
+
+    Raises:
+        BiDoRAError: the run is not finished or has nothing to merge, the output is taken, or the merged weights in
+            float32 give other logits.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise RecipeError(f"dtype={dtype}: expected float32 or bfloat16.")
+    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
+        raise RecipeError(f"{output} exists already. Replace it by --overwrite, or name another folder.")
+    run = read_run(run_folder)
+    if run.recipe.method == "full":
+        raise AdapterError(f"{run_folder} was trained in full: its weights in {run_folder / 'model'} need no merging.")
+    if run.recipe.method == "lora" and lora_rank is not None:
+        raise AdapterError(f"{run_folder} was trained by lora: its adapter in {run_folder / 'adapter'} is one already.")
+    batch = _batch(run)
+    model = load_trained(run).eval()
+    expected = _logits(model, batch)
+    errors: dict[str, float] = {}
+    if lora_rank is not None:
+        merged = _lora_model(run, model, lora_rank)
+        errors = convert_to_lora(model, merged)
+    else:
+        merged = merge_adapter(model, lambda module: _logits(module, batch), TOLERANCE).to(getattr(torch, dtype))
+    difference = (_logits(merged.eval(), batch) - expected).abs().max().item()
+    with _written_whole(output) as folder:
+        if lora_rank is None:
+            merged.save_pretrained(folder)
+        else:
+            save_adapter(merged, folder)
+        run.tokenizer.save_pretrained(folder)
+    return Merged(output, len(batch["input_ids"]), difference, errors)
+
+
+def _lora_model(run: FinishedRun, model: Any, rank: int) -> Any:
+    base = run.task.load_model(resolve_model(run.recipe.model), run.tokenizer).to(model.device)
+    options = AdapterOptions(rank, rank, 0.0, run.recipe.adapter.target_modules)
+    return attach_adapter(base, options, use_dora=False, task_type=run.task.peft_type, head=head_modules(base))
+
+
+def _batch(run: FinishedRun) -> dict[str, Any]:
+    """Return the first test rows of the run as one batch."""
+    examples = tabulated(run, read_table(run.recipe.output / "predictions.jsonl"))
+    examples = examples.take(range(min(ROWS, len(examples))))
+    columns = run.task.encode(examples, run.tokenizer, run.max_length)
+    rows = [{name: values[row] for name, values in columns.items()} for row in range(len(examples))]
+    return dict(run.task.collator(run.tokenizer)(rows))
+
+
+def _logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        logits: Tensor = model(**{name: value.to(device) for name, value in batch.items()})["logits"]
+    return logits.float().cpu()
+
+
+@contextmanager
+def _written_whole(output: Path) -> Iterator[Path]:
+    """Write into a folder beside the output and rename it, so that a kill leaves no half of it."""
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if output.is_dir():
+        shutil.rmtree(output)
+    os.replace(partial, output)
