@@ -308,7 +308,10 @@ def test_evaluate_needs_a_run(tmp_path: Path, command: Run) -> None:
 def test_check_prints_rows_and_loads_no_weights(project: Project, command: Run) -> None:
     result = command("check", project.recipe)
     assert result.code == 0
-    for words in ("lower 43", "upper 11", "selection 6", "test 30", "bird, fruit, tool", "query, value", "No faults"):
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.out.splitlines() if "│" in line]
+    assert ["all", "43", "11", "6", "30"] in cells
+    assert ["bird", "14", "4", "2", "10"] in cells
+    for words in ("query, value", "search 4 with 2 upper ones, retrain 4", "No faults"):
         assert words in result.out
     assert not project.output.exists()
     report = json.loads(command("check", project.recipe, "--json").out)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from peft_bidora.display import add_scores, console, print_outlook, print_run
 from peft_bidora.errors import BiDoRAError, RecipeError
 
 app = typer.Typer(
@@ -48,17 +48,23 @@ def train(
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
-    _print_run(loaded.output, metrics)
+    print_run(loaded.output, metrics)
 
 
 @app.command()
-def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Report every fault of a recipe and its data at once; load no weights."""
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    time: Annotated[bool, typer.Option(help="Load the weights and time three steps of each phase.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Report every fault of a recipe and its data at once, and what the run will take; load no weights."""
     from peft_bidora.recipe.load import dump_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     _quiet_libraries()
     from peft_bidora.recipe.folder import check_output
+    from peft_bidora.recipe.outlook import outlook, time_steps
     from peft_bidora.recipe.prepare import prepare
 
     faults: list[str] = []
@@ -66,16 +72,17 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     _collect(faults, check_output, loaded.output, resume=False, overwrite=False)
     if faults or prepared is None:
         raise BiDoRAError(*faults)
-    rows = {name: len(part) for name, part in prepared.rows.parts.items()}
+    report = outlook(prepared)
+    if time:
+        from peft_bidora.recipe.run import make_trainer
+
+        report["seconds"] = time_steps(prepared, make_trainer)
     if as_json:
-        report = {"rows": rows, "task": prepared.rows.task.state(), "notes": prepared.rows.notes}
-        typer.echo(json.dumps({**report, "target_modules": prepared.target_modules}, indent=2, ensure_ascii=False))
+        report |= {"task": prepared.rows.task.state(), "notes": prepared.rows.notes}
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
         return
     typer.echo(dump_recipe(loaded))
-    typer.echo("rows: " + ", ".join(f"{name} {count}" for name, count in rows.items()))
-    for name, value in prepared.rows.task.state().items():
-        typer.echo(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
-    typer.echo("adapted modules: " + (", ".join(prepared.target_modules) or "none (all weights are trained)"))
+    print_outlook(report)
     for note in prepared.rows.notes:
         typer.echo(f"note: {note}")
     typer.echo("No faults found.")
@@ -96,8 +103,8 @@ def evaluate(
         typer.echo(json.dumps(scores, indent=2))
         return
     table = Table("metric", "value", "95 % interval")
-    _add_scores(table, scores)
-    _console().print(table)
+    add_scores(table, scores)
+    console().print(table)
 
 
 @app.command()
@@ -125,7 +132,7 @@ def merge(
         table = Table("layer", "relative error")
         for name, error in merged.errors.items():
             table.add_row(name, f"{error:.4f}")
-        _console().print(table)
+        console().print(table)
     typer.echo(f"{'LoRA adapter' if as_lora else 'merged weights'}  {merged.folder}")
     typer.echo(f"logits of {merged.rows} test rows differ by at most {merged.difference:.3g} from the run's")
 
@@ -162,36 +169,6 @@ def _quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     # peft 0.21 asks a model for an attribute that transformers 5 deprecates.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-
-
-def _console() -> Console:
-    # A pipe has no width: do not fold what another program may read.
-    return Console(width=None if sys.stdout.isatty() else 120)
-
-
-def _add_scores(table: Table, scores: dict[str, dict[str, float]]) -> None:
-    for name, score in scores.items():
-        table.add_row(name, f"{score['value']:.4f}", f"{score['low']:.4f} – {score['high']:.4f}")
-
-
-def _print_run(folder: Path, metrics: dict[str, Any]) -> None:
-    table = Table(
-        "test metric", "value", "95 % interval", title=f"{metrics['method']} on {metrics['rows']['test']} rows"
-    )
-    _add_scores(table, metrics["test"])
-    console = _console()
-    console.print(table)
-    share = 100 * metrics["trainable_parameters"] / metrics["parameters"]
-    adapter = folder / ("model" if metrics["method"] == "full" else "adapter")
-    lines = [
-        f"trainable parameters  {metrics['trainable_parameters']:,} ({share:.2f} % of all)",
-        f"training time         {metrics['seconds']:.1f} s",
-        f"peak memory           {metrics['peak_memory_bytes'] / 2**20:,.0f} MiB",
-        f"run folder            {folder}",
-        f"{'weights' if metrics['method'] == 'full' else 'adapter'}               {adapter}",
-    ]
-    lines += ["", "Load it without this package:", *(f"  {line}" for line in metrics["loading_lines"])]
-    typer.echo("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -97,6 +97,26 @@ def resolve_target_modules(model: nn.Module, target_modules: str | Sequence[str]
     return wanted
 
 
+def count_trainable(model: nn.Module, options: AdapterOptions, *, use_dora: bool, head: Sequence[str]) -> int:
+    """Return the parameters that `attach_adapter` would make trainable; a model on the meta device will do.
+
+    A layer has r · (in + out) of them, and with DoRA `out` more.
+
+    Args:
+        model: a transformers model, before PEFT.
+        options: the shape of the adapter.
+        use_dora: whether there are magnitudes.
+        head: modules that are trained whole.
+    """
+    endings = resolve_target_modules(model, options.target_modules)
+    count = sum(p.numel() for name in head for p in model.get_submodule(name).parameters())
+    for name, module in model.named_modules():
+        if any(name == ending or name.endswith(f".{ending}") for ending in endings) and hasattr(module, "weight"):
+            rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+            count += options.rank * (rows + columns) + (rows if use_dora else 0)
+    return count
+
+
 def attach_adapter(
     model: nn.Module,
     options: AdapterOptions,

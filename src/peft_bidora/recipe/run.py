@@ -55,7 +55,7 @@ def run(
         announce("The run is finished already.")
         finished: dict[str, Any] = json.loads(metrics_path.read_text(encoding="utf-8"))
         return finished
-    trainer = _make_trainer(prepared)
+    trainer = make_trainer(prepared)
     manifest = manifest or folder.begin(prepared)
     stopwatch = Stopwatch(recipe.output / "seconds.json")
     trainer.add_callback(stopwatch)
@@ -63,7 +63,12 @@ def run(
     return _finish(prepared, trainer, manifest, stopwatch.seconds())
 
 
-def _make_trainer(prepared: Prepared) -> ExactTrainer:
+def make_trainer(prepared: Prepared) -> ExactTrainer:
+    """Return the Trainer of a run, its weights loaded and its adapter attached.
+
+    Raises:
+        BiDoRAError: the weights cannot be loaded or adapted.
+    """
     recipe, task = prepared.recipe, prepared.rows.task
     set_seed(recipe.seed)
     attention = "eager" if recipe.method == "bidora" and recipe.search.hypergradient == "exact" else None

@@ -1,0 +1,84 @@
+"""What the command line shows: tables and summaries on standard output."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+SHOWN_CLASSES = 20
+
+
+def console() -> Console:
+    """Return what tables are printed on."""
+    # A pipe has no width: do not fold what another program may read.
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def add_scores(table: Table, scores: dict[str, dict[str, float]]) -> None:
+    """Add a row for each metric with its interval."""
+    for name, score in scores.items():
+        table.add_row(name, f"{score['value']:.4f}", f"{score['low']:.4f} – {score['high']:.4f}")
+
+
+def print_run(folder: Path, metrics: dict[str, Any]) -> None:
+    """Print the end of a run: its metrics, its cost, where all lies and how to load it."""
+    table = Table(
+        "test metric", "value", "95 % interval", title=f"{metrics['method']} on {metrics['rows']['test']} rows"
+    )
+    add_scores(table, metrics["test"])
+    console().print(table)
+    share = 100 * metrics["trainable_parameters"] / metrics["parameters"]
+    adapter = folder / ("model" if metrics["method"] == "full" else "adapter")
+    lines = [
+        f"trainable parameters  {metrics['trainable_parameters']:,} ({share:.2f} % of all)",
+        f"training time         {metrics['seconds']:.1f} s",
+        f"peak memory           {metrics['peak_memory_bytes'] / 2**20:,.0f} MiB",
+        f"run folder            {folder}",
+        f"{'weights' if metrics['method'] == 'full' else 'adapter'}               {adapter}",
+    ]
+    lines += ["", "Load it without this package:", *(f"  {line}" for line in metrics["loading_lines"])]
+    typer.echo("\n".join(lines))
+
+
+def print_outlook(report: Mapping[str, Any]) -> None:
+    """Print what a run will take."""
+    splits = list(report["rows"])
+    table = Table("rows", *splits)
+    table.add_row("all", *(f"{count:,}" for count in report["rows"].values()))
+    names = list(dict.fromkeys(name for split in splits for name in report["classes"][split]))
+    for name in names[:SHOWN_CLASSES]:
+        table.add_row(name, *(f"{report['classes'][split].get(name, 0):,}" for split in splits))
+    if len(names) > SHOWN_CLASSES:
+        table.add_row(f"{len(names) - SHOWN_CLASSES} more classes", *("" for _ in splits))
+    console().print(table)
+    tokens = report["tokens"]
+    lines = {
+        "tokens a row": f"median {tokens['median']:g}, 95 % up to {tokens['percentile_95']:g}, longest"
+        f" {tokens['longest']}; {tokens['truncated_rows']} rows are cut",
+        "adapted modules": ", ".join(report["target_modules"]) or "none (all weights are trained)",
+        "trainable parameters": f"{report['trainable_parameters']:,} of {report['parameters']:,}",
+        "steps": _steps(report),
+        "passes": f"{report['passes']:,}" + _passes(report),
+        "memory": f"about {report['memory_bytes'] / 2**20:,.0f} MiB beside the libraries",
+    }
+    if "seconds" in report:
+        lines["time"] = f"about {report['seconds']:,.0f} s of training, evaluations not counted"
+    for name, text in lines.items():
+        typer.echo(f"{name:<21} {text}")
+
+
+def _steps(report: Mapping[str, Any]) -> str:
+    if "search_steps" not in report:
+        return f"{report['retrain_steps']:,}"
+    return (
+        f"search {report['search_steps']:,} with {report['upper_steps']:,} upper ones,"
+        f" retrain {report['retrain_steps']:,}"
+    )
+
+
+def _passes(report: Mapping[str, Any]) -> str:
+    return f" ({report['passes_per_search_step']:g} a search step)" if "passes_per_search_step" in report else ""

@@ -1,0 +1,59 @@
+"""What a run is said to take against what it takes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from peft_bidora.recipe.load import load_recipe
+from peft_bidora.recipe.outlook import outlook, time_steps
+from peft_bidora.recipe.prepare import prepare
+from peft_bidora.recipe.run import make_trainer, run
+
+Make = Callable[..., Path]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "bidora", "full"])
+def test_parameters_and_steps_are_those_of_the_run(method: str, make_recipe: Make) -> None:
+    # 36 training rows in batches of 4, 29 of them in the lower level.
+    recipe = load_recipe(make_recipe(search__steps=None, search__epochs=0.5, retrain__steps=None, retrain__epochs=0.4))
+    recipe = recipe.model_copy(update={"method": method})
+    told = outlook(prepare(recipe))
+    metrics = run(recipe)
+    assert told["trainable_parameters"] == metrics["trainable_parameters"]
+    # PEFT keeps the untrained head beside the trained one.
+    assert told["parameters"] <= metrics["parameters"]
+    log = [json.loads(line) for line in (recipe.output / "metrics.jsonl").read_text().splitlines()]
+    for phase in ("search", "retrain"):
+        done = max((entry["step"] for entry in log if entry["phase"] == phase), default=None)
+        assert told.get(f"{phase}_steps") == done
+
+
+def test_all_linear_layers_are_counted(make_recipe: Make) -> None:
+    recipe = load_recipe(make_recipe(adapter__target_modules="all-linear"))
+    assert outlook(prepare(recipe))["trainable_parameters"] == run(recipe)["trainable_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("hypergradient", "passes"), [("finite-difference", 10), ("one-sided", 8), ("exact", 8), ("first-order", 6)]
+)
+def test_passes_follow_the_estimator(hypergradient: str, passes: int, make_recipe: Make) -> None:
+    recipe = load_recipe(make_recipe(search__hypergradient=hypergradient, retrain__steps=1))
+    told = outlook(prepare(recipe))
+    # 4 lower steps, 2 upper ones, 1 retrain step.
+    assert told["passes"] == passes + 1
+    assert told["passes_per_search_step"] == passes / 4
+
+
+def test_rows_that_are_cut_are_counted(make_recipe: Make) -> None:
+    told = outlook(prepare(load_recipe(make_recipe(data__max_length=5))))["tokens"]
+    # [CLS], four words and [SEP]: every row has 6 tokens.
+    assert told == {"median": 6, "percentile_95": 6, "longest": 6, "longest_read": 5, "truncated_rows": 52}
+
+
+@pytest.mark.parametrize("method", ["lora", "bidora"])
+def test_timing_leaves_the_output_alone(method: str, make_recipe: Make) -> None:
+    recipe = load_recipe(make_recipe(method=method))
+    assert time_steps(prepare(recipe), make_trainer) > 0
+    assert not recipe.output.exists()
