@@ -89,6 +89,24 @@ def check(
 
 
 @app.command()
+def init(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file or a folder of labelled rows.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="RECIPE", help="The recipe to write.")] = Path(
+        "recipe.yaml"
+    ),
+    overwrite: Annotated[bool, typer.Option(help="Replace the recipe that is there.")] = False,
+) -> None:
+    """Write a commented recipe for the task that a data file is for."""
+    from peft_bidora.recipe.suggest import suggest_recipe
+
+    if output.exists() and not overwrite:
+        raise RecipeError(f"{output} exists already. Replace it by --overwrite, or name another by -o.")
+    text, task = suggest_recipe(data)
+    output.write_text(text, encoding="utf-8")
+    typer.echo(f"{output}: a recipe for {task}. Look at it, then: peft-bidora check {output}")
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="A labelled file; the run's test rows.")] = None,

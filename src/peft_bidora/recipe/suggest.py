@@ -1,0 +1,132 @@
+"""Write a first recipe for a data file: its task is recognised by the columns and values that it has."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft_bidora.data.faults import is_empty
+from peft_bidora.data.fields import name_of
+from peft_bidora.data.source import find_split_files, read_table
+from peft_bidora.data.table import Table
+from peft_bidora.errors import DataError
+
+PROMPTS = ("prompt", "meaning_representation", "messages", "instruction", "input")
+COMPLETIONS = ("completion", "reference", "references", "response", "output")
+TOKENS = ("tokens", "words")
+RESIDUES = re.compile("[ACDEFGHIKLMNPQRSTVWXYBZUO]{5,}")
+MANY_CLASSES = 50
+
+TEMPLATE = """\
+# A recipe for peft-bidora; any key can also be set on the command line: peft-bidora train RECIPE key=value
+model: {model}  # a folder, or a name on the hub
+task: {task}
+method: bidora  # bidora | dora | lora | full
+data:
+  train: {train}
+{data}adapter: {{rank: 8, alpha: 16}}  # target_modules: query and value, or all-linear
+search:  # magnitudes on the upper split, directions on the lower one
+  steps: 200
+  batch_size: 16
+  learning_rate: 5.0e-3
+  upper_learning_rate: 2.0e-2  # 4 to 10 times the lower one
+  lower_steps: 4  # direction steps for each magnitude step
+retrain: {{steps: 300, batch_size: 16, learning_rate: 5.0e-3}}  # all that lora, dora and full use
+seed: 0
+output: {output}
+"""
+
+
+def suggest_recipe(data: str) -> tuple[str, str]:
+    """Return a commented recipe for a data file or folder, and the task that was recognised.
+
+    Args:
+        data: as in a recipe's `data.train`.
+
+    Raises:
+        DataError: the data cannot be read, or their task cannot be recognised.
+    """
+    table = read_table(data)
+    task, hints = recognise(table)
+    protein = "protein" in hints
+    name = Path(data).stem or "data"
+    lines = [*_split_lines(data), *(f"  {key}: {value}" for key, value in hints.items() if key != "protein")]
+    if protein:
+        lines.append("  sequences: protein")
+    model = {"text-generation": "gpt2"}.get(task, "facebook/esm2_t6_8M_UR50D" if protein else "builtin:minilm")
+    text = TEMPLATE.format(
+        model=model,
+        task=task,
+        train=json.dumps(data, ensure_ascii=False),
+        data="".join(f"{line}\n" for line in lines),
+        output=json.dumps(f"runs/{name}", ensure_ascii=False),
+    )
+    return text, task
+
+
+def recognise(table: Table) -> tuple[str, dict[str, Any]]:
+    """Return the task that a table is for, and what its recipe says of the data beyond the file.
+
+    Raises:
+        DataError: it has no columns that tell.
+    """
+    if _has(table, TOKENS):
+        return "token-classification", {}
+    if "messages" in table.columns or (_has(table, PROMPTS) and _has(table, COMPLETIONS)):
+        return "text-generation", {}
+    label = next(
+        (name for name in ("label", "labels", "class", "category", "target", "score", "y") if name in table.columns),
+        None,
+    )
+    if label is None:
+        raise DataError(
+            f"{table.source} has the columns {', '.join(table.columns)}; expected a label, tokens, messages, or a"
+            " prompt with its completion. Rename a column, or write the recipe by hand."
+        )
+    values = [row[label] for row in table.rows if not is_empty(row.get(label))]
+    hints: dict[str, Any] = {"label": label}
+    if _is_protein(table):
+        hints["protein"] = True
+    task = "regression" if _are_numbers(values) else "sequence-classification"
+    return task, hints
+
+
+def _split_lines(data: str) -> list[str]:
+    """Name a test file beside the train file, else cut test rows."""
+    folder = Path(data) if Path(data).is_dir() else Path(data).parent
+    try:
+        found = find_split_files(folder) if folder.is_dir() else {}
+    except DataError:
+        found = {}
+    if Path(data).is_dir() and "test" in found:
+        return []
+    if "test" in found and found["test"] != Path(data):
+        return [f"  test: {json.dumps(str(found['test']), ensure_ascii=False)}"]
+    return ["  test_fraction: 0.2  # or name a file as test"]
+
+
+def _has(table: Table, names: Sequence[str]) -> bool:
+    return any(name in table.columns for name in names)
+
+
+def _is_protein(table: Table) -> bool:
+    texts = [row.get("sequence") for row in table.rows]
+    return "sequence" in table.columns and all(isinstance(text, str) and RESIDUES.fullmatch(text) for text in texts)
+
+
+def _are_numbers(values: list[object]) -> bool:
+    """Whether labels are quantities: numbers with fractions, or more whole ones than classes are."""
+    numbers = [_number(value) for value in values]
+    if not numbers or any(number is None for number in numbers):
+        return False
+    return any(name_of(number) is None for number in numbers) or len(set(numbers)) > MANY_CLASSES
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
