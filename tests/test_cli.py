@@ -449,6 +449,47 @@ def test_evaluate_scores_another_file(finished: Callable[[str], Project], comman
     assert_faults(command("evaluate", project.output, project.folder / "strange.jsonl"), "'tree'", "strange.jsonl")
 
 
+def test_model_card_tells_data_metrics_settings_and_how_to_load(project: Project, command: Run) -> None:
+    assert command("train", project.recipe, "method=lora").code == 0
+    card = (project.output / "adapter" / "README.md").read_text()
+    metrics = json.loads((project.output / "metrics.json").read_text())
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["library_name"] == "peft"
+    assert header["pipeline_tag"] == "text-classification"
+    assert f"| accuracy | {metrics['test']['accuracy']['value']:.4f} |" in card
+    for words in ("- lower: 43 rows", "method: lora", 'from_pretrained("adapter", num_labels=3)', "transformers 5"):
+        assert words in card
+    assert str(project.folder) not in card
+
+
+def test_push_uploads_the_adapter_and_its_failure_keeps_the_run(
+    project: Project, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    sent: list[dict[str, Any]] = []
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(HfApi, "create_repo", offline)
+    failed = command("train", project.recipe, "method=lora", "push_to_hub=owner/name")
+    assert failed.code == 2
+    assert "accuracy" in failed.out
+    for words in ("error: The run is finished", "push_to_hub=owner/name failed", "no route", "--resume"):
+        assert words in failed.err
+    assert "Traceback" not in failed.err
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, exist_ok: None)
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda self, **options: sent.append(options) or "https://hub/owner/name"
+    )
+    done = command("train", project.recipe, "method=lora", "push_to_hub=owner/name", "--resume")
+    assert done.code == 0, done.err
+    assert "pushed to https://hub/owner/name" in done.err
+    assert sent[0]["folder_path"] == project.output / "adapter"
+    assert 'from_pretrained("owner/name"' in (project.output / "adapter" / "README.md").read_text()
+
+
 PIPELINE = """
 import json, sys
 for name in ("peft", "peft_bidora"):

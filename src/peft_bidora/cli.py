@@ -45,10 +45,15 @@ def train(
     except KeyboardInterrupt:
         typer.echo("interrupted; go on with the same command and --resume", err=True)
         raise typer.Exit(130) from None
+    from peft_bidora.report.model_card import push_to_hub, write_model_card
+
+    write_model_card(loaded.output)
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
-        return
-    print_run(loaded.output, metrics)
+    else:
+        print_run(loaded.output, metrics)
+    if loaded.push_to_hub is not None:
+        _announce(f"pushed to {push_to_hub(loaded.output, loaded.push_to_hub)}")
 
 
 @app.command()

@@ -74,6 +74,7 @@ CHANGED = {
     "select_best": "false",
     "select_by": "matthews",
     "report_to": "[tensorboard]",
+    "push_to_hub": "owner/name",
 }
 # What a key needs beside it to have a say, in the plain recipe too.
 BESIDE = {
@@ -122,6 +123,7 @@ def built(path: Path, overrides: list[str]) -> dict[str, Any]:
         "prepared": (prepared.kind.name, prepared.source, prepared.max_length, prepared.target_modules),
         "rows": (prepared.rows.split_hashes(), task.state()),
         "options": task_options(recipe),
+        "hub": recipe.push_to_hub,  # read by the command line, after the run
     }
 
 

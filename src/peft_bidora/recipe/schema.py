@@ -166,6 +166,7 @@ class Recipe(Section):
     select_best: bool = True
     select_by: str | None = None
     report_to: list[str] = []
+    push_to_hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
 
     @model_validator(mode="after")
     def _cadence(self) -> "Recipe":
