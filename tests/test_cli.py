@@ -590,3 +590,17 @@ def test_killed_run_resumes_to_bit_identical_weights(tmp_path: Path, model_folde
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(found[name], tensor), f"{name}, killed {delay:.3f} s after the first {phase} checkpoint"
+
+
+def test_tensorboard_gets_the_curves_of_both_levels(project: Project, command: Run) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert command("train", project.recipe, "report_to=[tensorboard]").code == 0
+    curves = {}
+    for phase in ("search", "retrain"):
+        (file,) = (project.output / phase).rglob("events.out.tfevents.*")
+        events = EventAccumulator(str(file)).Reload()
+        curves[phase] = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for name in ("loss", "learning_rate", "upper_loss", "upper_learning_rate", "hypergradient_norm"):
+        assert curves["search"][f"train/{name}"] in ([1, 2, 3, 4], [2, 4]), name
+    assert curves["retrain"]["eval/accuracy"] == [2, 4]

@@ -2,12 +2,14 @@
 
 import copy
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch.utils.data import ConcatDataset
 from transformers import TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
 from peft_bidora.adapter.layer import set_norm_in_graph
@@ -98,6 +100,11 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
         self.optimizer = self.lr_scheduler = None
         self._train_batch_size = args.train_batch_size
         require_gradient(list(self.levels.magnitude.values()), False)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback):  # it would draw both phases into one curve
+                callback.logging_dir = os.getenv("TENSORBOARD_LOGGING_DIR") and str(
+                    Path(os.environ["TENSORBOARD_LOGGING_DIR"]) / phase
+                )
         set_seed(args.seed + (1 if phase == "retrain" else 0))
 
     def _is_complete(self, checkpoint: Path) -> bool:
