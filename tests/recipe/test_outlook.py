@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,15 @@ from peft_bidora.recipe.run import make_trainer, run
 Make = Callable[..., Path]
 
 
+def three_classes(count: int, offset: int = 0) -> list[dict[str, Any]]:
+    return [{"text": f"a film number {i}", "label": f"class {i % 3}"} for i in range(offset, offset + count)]
+
+
 @pytest.mark.parametrize("method", ["lora", "dora", "bidora", "full"])
 def test_parameters_and_steps_are_those_of_the_run(method: str, make_recipe: Make) -> None:
     # 36 training rows in batches of 4, 29 of them in the lower level.
-    recipe = load_recipe(make_recipe(search__steps=None, search__epochs=0.5, retrain__steps=None, retrain__epochs=0.4))
+    epochs = {"search__steps": None, "search__epochs": 0.5, "retrain__steps": None, "retrain__epochs": 0.4}
+    recipe = load_recipe(make_recipe(three_classes(40), three_classes(12, 100), **epochs))
     recipe = recipe.model_copy(update={"method": method})
     told = outlook(prepare(recipe))
     metrics = run(recipe)

@@ -34,6 +34,8 @@ def outlook(prepared: Prepared) -> dict[str, Any]:
     """
     recipe = prepared.recipe
     config = load_config(prepared.source)
+    if prepared.rows.task.outputs is not None:
+        config.num_labels = prepared.rows.task.outputs
     model = skeleton(config, prepared.kind.auto_class(config))
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = total
