@@ -86,7 +86,7 @@ def check(
         report |= {"task": prepared.rows.task.state(), "notes": prepared.rows.notes}
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
         return
-    typer.echo(dump_recipe(loaded))
+    typer.echo(dump_recipe(prepared.recipe))
     print_outlook(report)
     for note in prepared.rows.notes:
         typer.echo(f"note: {note}")
