@@ -26,8 +26,8 @@ def data_files(recipe: Recipe) -> tuple[dict[str, Part], list[str]]:
     files = {key: (source, SPLIT_OF[key]) for key, source in named.items() if source is not None}
     notes = []
     if data.test is not None:
-        *part, note = labelled_test(data.test)
-        files["test"] = (part[0], part[1])
+        source, split, note = labelled_test(data.test)
+        files["test"] = (source, split)
         notes += [note] if note else []
     beside, hidden = _beside(data.train)
     for key, part in beside.items():
