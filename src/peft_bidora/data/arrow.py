@@ -23,7 +23,7 @@ def read_parquet(source: str, data: bytes) -> Table:
 
 
 def parquet_rows(source: str, stream: BinaryIO, batch_rows: int = BATCH_ROWS) -> tuple[RowStream, Any]:
-    """Stream the rows of a Parquet file, and return its Arrow schema beside them.
+    """Stream the rows of a Parquet file, and return pyarrow's ParquetFile beside them.
 
     Args:
         source: what the user named.
@@ -33,13 +33,13 @@ def parquet_rows(source: str, stream: BinaryIO, batch_rows: int = BATCH_ROWS) ->
     Raises:
         DataError: the bytes are no Parquet file, or (on the way) hold values that Python has no type for.
     """
-    import pyarrow.parquet  # type: ignore[import-untyped] # ships no types
+    import pyarrow.parquet
 
     with _parquet_faults(source):
         # With a buffer, a row group is read by pages; without, all at once.
         file = pyarrow.parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        schema = file.schema_arrow
-    return RowStream(source, _batches(source, file, batch_rows), unique_columns(source, schema.names), "row"), schema
+        columns = unique_columns(source, file.schema_arrow.names)
+    return RowStream(source, _batches(source, file, batch_rows), columns, "row"), file
 
 
 def is_saved(folder: Path) -> bool:

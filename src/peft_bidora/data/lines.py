@@ -60,8 +60,11 @@ def _decoded(source: str, stream: BinaryIO, newline: str) -> Iterator[str]:
             offset += size
             # "\r" ends a line of a CSV file, yet editors and the other messages count "\n" alone.
             number += line.endswith("\n")
+    except OSError as error:
+        raise DataError(f"{source}, line {number}: the system gives no more ({error.strerror}). Copy it.") from error
     finally:
-        reader.detach()
+        if not stream.closed:
+            reader.detach()
 
 
 def _first_undecoded(line: str) -> tuple[int, int] | None:

@@ -50,7 +50,7 @@ def read_table(source: str | Path, split: str = "train") -> Table:
     else:
         table = read_glue_hub(str(source), split) or read_hub(str(source), split)
     if not table.rows:
-        raise DataError(f"{table.source} has the columns {listed(table.columns)} but no rows. Add at least one row.")
+        raise no_rows(table.source, table.columns)
     return table
 
 
@@ -106,15 +106,30 @@ def split_file(folder: Path, split: str) -> Path:
 
 
 def _read_file(source: str, path: Path) -> Table:
-    reader = _reader(source, path)
+    reader = reader_of(source, path)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{source} cannot be read ({error.strerror}). Check its permissions.") from error
+        raise unreadable(source, error) from error
     return reader(source, data)
 
 
-def _reader(source: str, path: Path) -> Callable[[str, bytes], Table]:
+def unreadable(source: str, error: OSError) -> DataError:
+    """Return the error of a file that the system does not give."""
+    return DataError(f"{source} cannot be read ({error.strerror}). Check its permissions.")
+
+
+def no_rows(source: str, columns: Sequence[str]) -> DataError:
+    """Return the error of a source that has columns at most."""
+    return DataError(f"{source} has the columns {listed(columns)} but no rows. Add at least one row.")
+
+
+def reader_of(source: str, path: Path) -> Callable[[str, bytes], Table]:
+    """Return the function that reads a file, from what the user named and its bytes.
+
+    Raises:
+        DataError: its format is unknown.
+    """
     if task := glue_of_file(path):
         return partial(read_glue, task=task, name=path.name)
     reader = READERS.get(path.suffix.lower())
