@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from peft_bidora.display import add_scores, console, print_outlook, print_run
+from peft_bidora.display import console, print_evaluation, print_outlook, print_run, row_progress
 from peft_bidora.errors import BiDoRAError, RecipeError
 
 app = typer.Typer(
@@ -86,7 +86,7 @@ def check(
         report |= {"task": prepared.rows.task.state(), "notes": prepared.rows.notes}
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
         return
-    typer.echo(dump_recipe(loaded))
+    typer.echo(dump_recipe(prepared.recipe))
     print_outlook(report)
     for note in prepared.rows.notes:
         typer.echo(f"note: {note}")
@@ -121,13 +121,39 @@ def evaluate(
     _quiet_libraries()
     from peft_bidora.recipe.finished import evaluate as evaluate_run
 
-    scores = evaluate_run(run, data)
+    evaluation = evaluate_run(run, data)
+    for note in evaluation.notes if data is not None else ():
+        _announce(note)
     if as_json:
-        typer.echo(json.dumps(scores, indent=2))
+        typer.echo(json.dumps(evaluation.scores, indent=2))
         return
-    table = Table("metric", "value", "95 % interval")
-    add_scores(table, scores)
-    console().print(table)
+    print_evaluation(evaluation.scores, evaluation.details)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    data: Annotated[str, typer.Argument(metavar="INPUT", help="Rows to predict; - for JSON Lines on standard input.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="OUT", help="A .jsonl, .csv, .tsv or .parquet; - for JSON Lines.")
+    ] = "-",
+    batch_size: Annotated[int, typer.Option(help="Rows a pass.", min=1)] = 64,
+    overwrite: Annotated[bool, typer.Option(help="Replace the file that is there.")] = False,
+) -> None:
+    """Predict the rows of a file of any size; keep their columns and add the predictions."""
+    _quiet_libraries()
+    from peft_bidora.recipe.predict import predict_file
+
+    target = sys.stdout.buffer if output == "-" else Path(output)
+    try:
+        with row_progress() as progress:
+            rows = predict_file(run, data, target, batch_size=batch_size, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt:
+        where = f"{target}.partial" if isinstance(target, Path) else "standard output"
+        typer.echo(f"interrupted; the rows so far, if any, are in {where}", err=True)
+        raise typer.Exit(130) from None
+    if isinstance(target, Path):
+        typer.echo(f"{target}: {rows:,} rows", err=True)
 
 
 @app.command()

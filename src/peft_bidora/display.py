@@ -1,12 +1,14 @@
 """What the command line shows: tables and summaries on standard output."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 SHOWN_CLASSES = 20
@@ -42,6 +44,39 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
     ]
     lines += ["", "Load it without this package:", *(f"  {line}" for line in metrics["loading_lines"])]
     typer.echo("\n".join(lines))
+
+
+def print_evaluation(scores: dict[str, dict[str, float]], details: Mapping[str, Any]) -> None:
+    """Print metrics with their intervals, and the tables of a task's details that are short enough to read."""
+    table = Table("metric", "value", "95 % interval")
+    add_scores(table, scores)
+    console().print(table)
+    for name, rows in details.items():
+        is_table = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+        if is_table and len(rows) <= SHOWN_CLASSES:
+            table = Table(*rows[0], title=name.replace("_", " "))
+            for row in rows:
+                table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row.values()))
+            console().print(table)
+
+
+@contextmanager
+def row_progress() -> Iterator[Callable[[int, int | None], None]]:
+    """Give what takes the rows that are done and those expected; it draws a bar on standard error if that is a screen.
+
+    Standard output is left to the rows.
+    """
+    bar = Progress(
+        TextColumn("{task.completed:,} rows"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task("rows", total=None)
+        yield lambda done, expected: bar.update(task, completed=done, total=expected)
 
 
 def print_outlook(report: Mapping[str, Any]) -> None:

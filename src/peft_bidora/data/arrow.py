@@ -1,29 +1,45 @@
 """Read Arrow data: a Parquet file, a folder written by `datasets.save_to_disk`, or a data set of the hub."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from peft_bidora.data.rows import NumberedRow, RowStream
 from peft_bidora.data.table import Table, table_of_rows, unique_columns
 from peft_bidora.data.wording import listed, suggestion
 from peft_bidora.errors import DataError
 
+BATCH_ROWS = 1024
+BUFFER_BYTES = 2**20
+
 
 def read_parquet(source: str, data: bytes) -> Table:
-    """Read a Parquet file from its bytes.
+    """Read a Parquet file from its bytes, by the rules of `parquet_rows`."""
+    return parquet_rows(source, io.BytesIO(data))[0].table(sha256(data).hexdigest())
+
+
+def parquet_rows(source: str, stream: BinaryIO, batch_rows: int = BATCH_ROWS) -> tuple[RowStream, Any]:
+    """Stream the rows of a Parquet file, and return pyarrow's ParquetFile beside them.
+
+    Args:
+        source: what the user named.
+        stream: of the file's bytes; it can be sought in, and stays open.
+        batch_rows: the rows that are decoded at a time.
 
     Raises:
-        DataError: the bytes are no Parquet file.
+        DataError: the bytes are no Parquet file, or (on the way) hold values that Python has no type for.
     """
-    import pyarrow  # type: ignore[import-untyped] # ships no types
-    import pyarrow.parquet  # type: ignore[import-untyped] # ships no types
+    import pyarrow.parquet
 
-    try:
-        arrow = pyarrow.parquet.ParquetFile(io.BytesIO(data)).read()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{source} is not a readable Parquet file ({error}). Write it again.") from error
-    return _from_arrow(source, arrow, sha256(data).hexdigest())
+    with _parquet_faults(source):
+        # With a buffer, a row group is read by pages; without, all at once.
+        file = pyarrow.parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        columns = unique_columns(source, file.schema_arrow.names)
+    return RowStream(source, _batches(source, file, batch_rows), columns, "row"), file
 
 
 def is_saved(folder: Path) -> bool:
@@ -74,6 +90,22 @@ def read_hub(source: str, split: str) -> Table:
 def _arrow_of(dataset: Any) -> Any:
     # The arrow format decodes no images or audio; `[:]`, unlike `.data`, applies a selection of rows.
     return dataset.with_format("arrow")[:]
+
+
+def _batches(source: str, file: Any, batch_rows: int) -> Iterator[NumberedRow]:
+    with _parquet_faults(source):
+        batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=batch_rows))
+        yield from enumerate(chain.from_iterable(batches), start=1)
+
+
+@contextmanager
+def _parquet_faults(source: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{source} is not a readable Parquet file ({error}). Write it again.") from error
 
 
 def _from_arrow(source: str, arrow: Any, digest: str | None) -> Table:

@@ -1,72 +1,67 @@
 """Parse the text formats: CSV, TSV, JSON Lines and JSON lists, each from the bytes of one file."""
 
-import codecs
 import csv
 import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
+from peft_bidora.data.lines import decode, text_lines
+from peft_bidora.data.rows import NumberedRow, RowStream, refuse_faults
 from peft_bidora.data.table import Row, Table, table_of_rows, unique_columns
 from peft_bidora.data.wording import counted, listed
 from peft_bidora.errors import DataError
 
-SHOWN_FAULTS = 5
+CELL_LIMIT = 2**31 - 1
 
 
-def read_csv(source: str, data: bytes, delimiter: str = ",") -> Table:
-    """Read comma-separated values with a header row; every cell stays a string, an empty cell is the empty string.
-
-    A cell that holds the delimiter, a quote or a line break stands in double quotes; a quote within it is doubled.
-
-    Raises:
-        DataError: not UTF-8 text, no header, a column name twice, broken quoting, or rows of another length.
-    """
-    # Blank lines at the end are no rows; anywhere else a blank line is a row of the wrong length.
-    text = decode(source, data).rstrip("\r\n")
-    with _cells_of_any_length(text):
-        (header_line, header), *records = _csv_records(source, text, delimiter)
-    if not any(name.strip() for name in header):
-        raise DataError(f"{source}, line {header_line}: expected a header row with column names, found a blank line.")
-    columns = unique_columns(source, header)
-    faults = [
-        f"{source}, line {line}: {counted(len(cells), 'cell')}, but the header has {len(columns)} ({listed(columns)}). "
-        "Quote a cell that holds the separator or a line break."
-        for line, cells in records
-        if len(cells) != len(columns)
-    ]
-    _refuse_faults(source, faults)
-    rows: list[Row] = [dict(zip(columns, cells, strict=True)) for _, cells in records]
-    return Table(source, columns, rows, [line for line, _ in records], "line", sha256(data).hexdigest())
+def read_csv(source: str, data: bytes) -> Table:
+    """Read comma-separated values by the rules of `csv_rows`."""
+    return csv_rows(source, io.BytesIO(data)).table(sha256(data).hexdigest())
 
 
 def read_tsv(source: str, data: bytes) -> Table:
-    """Read tab-separated values by the rules of `read_csv`."""
-    return read_csv(source, data, delimiter="\t")
+    """Read tab-separated values by the rules of `csv_rows`."""
+    return tsv_rows(source, io.BytesIO(data)).table(sha256(data).hexdigest())
 
 
 def read_json_lines(source: str, data: bytes) -> Table:
-    """Read one JSON object a line; blank lines are skipped, and values keep their JSON types.
+    """Read one JSON object a line by the rules of `json_line_rows`."""
+    return json_line_rows(source, io.BytesIO(data)).table(sha256(data).hexdigest())
+
+
+def csv_rows(source: str, stream: BinaryIO, delimiter: str = ",") -> RowStream:
+    """Stream comma-separated values with a header row; every cell stays a string, an empty cell is the empty string.
+
+    A cell that holds the delimiter, a quote or a line break stands in double quotes; a quote within it is doubled.
+    A row of another length is a fault. Blank lines at the end are no rows.
 
     Raises:
-        DataError: not UTF-8 text, or a line that is no JSON object; the first broken lines are reported together.
+        DataError: no UTF-8 text, no header, a column name twice, or (on the way) broken quoting.
     """
-    faults: list[str] = []
-    rows: list[Row] = []
-    lines: list[int] = []
-    # str.splitlines would also break at U+2028 and its like, which may stand inside a JSON string.
-    for line, text in enumerate(decode(source, data).split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            rows.append(_json_object(_parse_json(text)))
-            lines.append(line)
-        except (ValueError, RecursionError) as error:
-            faults.append(f"{source}, line {line}: {_reason(error)}. Each line must be one JSON object.")
-    _refuse_faults(source, faults)
-    return Table(source, _columns_of(rows), rows, lines, "line", sha256(data).hexdigest())
+    records = csv_records(source, text_lines(source, stream, newline=""), delimiter=delimiter)
+    header_line, header = next(records)
+    if not any(name.strip() for name in header):
+        raise DataError(f"{source}, line {header_line}: expected a header row with column names, found a blank line.")
+    columns = unique_columns(source, header)
+    return RowStream(source, rows_of_cells(source, columns, records), columns)
+
+
+def tsv_rows(source: str, stream: BinaryIO) -> RowStream:
+    """Stream tab-separated values by the rules of `csv_rows`."""
+    return csv_rows(source, stream, delimiter="\t")
+
+
+def json_line_rows(source: str, stream: BinaryIO) -> RowStream:
+    """Stream one JSON object a line; blank lines are skipped, and values keep their JSON types.
+
+    A line that is no JSON object is a fault.
+
+    Raises:
+        DataError: (on the way) the file is not UTF-8 text.
+    """
+    return RowStream(source, _json_objects(source, stream))
 
 
 def read_json(source: str, data: bytes) -> Table:
@@ -90,58 +85,71 @@ def read_json(source: str, data: bytes) -> Table:
         for number, element in enumerate(elements, start=1)
         if not isinstance(element, dict)
     ]
-    _refuse_faults(source, faults)
-    return table_of_rows(source, _columns_of(elements), elements, sha256(data).hexdigest())
+    refuse_faults(source, faults)
+    columns = dict.fromkeys(key for row in elements for key in row)
+    return table_of_rows(source, columns, elements, sha256(data).hexdigest())
 
 
-def decode(source: str, data: bytes) -> str:
-    """Return the UTF-8 text of a file, without a byte order mark.
+def csv_records(source: str, lines: Iterator[str], **dialect: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield each record with the line on which it begins; a quoted line break makes a record span lines.
+
+    Args:
+        source: what the user named.
+        lines: of the file, with their ends.
+        **dialect: options of `csv.reader`.
 
     Raises:
-        DataError: the file is empty, holds NUL bytes or is not UTF-8.
+        DataError: broken quoting.
     """
-    body = data.removeprefix(codecs.BOM_UTF8)
-    if not body.strip():
-        raise DataError(f"{source} is empty; expected column names and at least one row.")
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        offset = len(data) - len(body) + error.start
-        at = f"{source}, line {_line_at(body, error.start)}: byte 0x{body[error.start]:02x} at offset {offset}"
-        raise DataError(f"{at} is not UTF-8. Save the file as UTF-8.") from error
-    if "\0" in text:
-        line = _line_at(body, body.index(b"\0"))
-        raise DataError(
-            f"{source}, line {line}: a NUL byte, which no text file has. Save the file as UTF-8, not UTF-16."
-        )
-    return text
-
-
-def _line_at(body: bytes, position: int) -> int:
-    return body.count(b"\n", 0, position) + 1
-
-
-@contextmanager
-def _cells_of_any_length(text: str) -> Iterator[None]:
-    """Lift the csv module's limit of 131072 characters a cell, which is global, for one file."""
-    before = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _csv_records(source: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record with the line on which it begins; a quoted line break makes a record span lines."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, strict=True, **dialect)
     line = 1
     try:
-        for cells in reader:
+        while True:
+            # The module's limit of 131072 characters a cell is global: lift it for this record alone.
+            limit = csv.field_size_limit(CELL_LIMIT)
+            try:
+                cells = next(reader, None)
+            finally:
+                csv.field_size_limit(limit)
+            if cells is None:
+                return
             yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
         advice = 'Put a cell with a quote in it into quotes as a whole, and double the quotes within: "say ""yes""".'
         raise DataError(f"{source}, line {line}: broken quoting ({error}). {advice}") from error
+
+
+def rows_of_cells(
+    source: str, columns: tuple[str, ...], records: Iterator[tuple[int, list[str]]]
+) -> Iterator[NumberedRow]:
+    """Yield a row, or what is wrong with it, for each record but the blank ones at the end."""
+    blank: list[tuple[int, list[str]]] = []
+    for line, record in records:
+        if not record:
+            blank.append((line, record))
+            continue
+        for number, cells in (*blank, (line, record)):
+            if len(cells) == len(columns):
+                yield number, dict(zip(columns, cells, strict=True))
+            else:
+                yield (
+                    number,
+                    f"{source}, line {number}: {counted(len(cells), 'cell')}, but the header has {len(columns)} "
+                    f"({listed(columns)}). Quote a cell that holds the separator or a line break.",
+                )
+        blank.clear()
+
+
+def _json_objects(source: str, stream: BinaryIO) -> Iterator[NumberedRow]:
+    # str.splitlines would also break at U+2028 and its like, which may stand inside a JSON string.
+    for line, text in enumerate(text_lines(source, stream), start=1):
+        if not text.strip():
+            continue
+        try:
+            yield line, _json_object(_parse_json(text.removesuffix("\n")))
+        except (ValueError, RecursionError) as error:
+            yield line, f"{source}, line {line}: {_reason(error)}. Each line must be one JSON object."
 
 
 def _parse_json(text: str) -> Any:
@@ -175,14 +183,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"broken JSON ({error.msg} at column {error.colno})"
     return f"broken JSON ({error})"
-
-
-def _columns_of(rows: list[Row]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(key for row in rows for key in row))
-
-
-def _refuse_faults(source: str, faults: list[str]) -> None:
-    if faults:
-        rest = len(faults) - SHOWN_FAULTS
-        more = [f"{source}: {counted(rest, 'more row')} with such a fault."] if rest > 0 else []
-        raise DataError(*faults[:SHOWN_FAULTS], *more)

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from peft_bidora.data.arrow import is_saved, read_hub, read_parquet, read_saved
+from peft_bidora.data.glue import glue_files, glue_of_file, read_glue, read_glue_hub
 from peft_bidora.data.readers import read_csv, read_json, read_json_lines, read_tsv
 from peft_bidora.data.table import Table
 from peft_bidora.data.wording import listed, suggestion
@@ -32,6 +34,7 @@ def read_table(source: str | Path, split: str = "train") -> Table:
     Args:
         source: a file with a suffix of `READERS`; a folder with split files or from `datasets.save_to_disk`;
             or `owner/name` or `owner/name:config` on the hub. What exists here is never looked up on the hub.
+            The folders, files and hub names of GLUE are read as `glue` says.
         split: which split of a folder or a hub data set; a single file or a single saved `Dataset` has but one.
 
     Raises:
@@ -45,20 +48,23 @@ def read_table(source: str | Path, split: str = "train") -> Table:
     elif _names_a_path(source):
         raise DataError(_missing(str(source), path))
     else:
-        table = read_hub(str(source), split)
+        table = read_glue_hub(str(source), split) or read_hub(str(source), split)
     if not table.rows:
-        raise DataError(f"{table.source} has the columns {listed(table.columns)} but no rows. Add at least one row.")
+        raise no_rows(table.source, table.columns)
     return table
 
 
 def find_split_files(folder: Path) -> dict[str, Path]:
     """Return the file of each split that the folder has, keyed "train", "validation" and "test".
 
-    A file belongs to a split if its name's first word is one of `SPLIT_WORDS` and its suffix one of `READERS`.
+    The official folders of GLUE have their own names of files. Elsewhere a file belongs to a split
+    if its name's first word is one of `SPLIT_WORDS` and its suffix one of `READERS`.
 
     Raises:
         DataError: two files claim one split, or no file claims any.
     """
+    if official := glue_files(folder):
+        return official
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         split = _split_of(path)
@@ -83,21 +89,53 @@ def find_split_files(folder: Path) -> dict[str, Path]:
 def _read_folder(source: str, folder: Path, split: str) -> Table:
     if is_saved(folder):
         return read_saved(source, folder, split)
+    path = split_file(folder, split)
+    return _read_file(str(path), path)
+
+
+def split_file(folder: Path, split: str) -> Path:
+    """Return the file of a split.
+
+    Raises:
+        DataError: the folder has none, or not one alone.
+    """
     files = find_split_files(folder)
     if split not in files:
-        raise DataError(f"{source} has no {split} file; it has {listed(path.name for path in files.values())}.")
-    return _read_file(str(files[split]), files[split])
+        raise DataError(f"{folder} has no {split} file; it has {listed(path.name for path in files.values())}.")
+    return files[split]
 
 
 def _read_file(source: str, path: Path) -> Table:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{source} has the unknown suffix {path.suffix!r}; known are {_known_suffixes()}. Convert it.")
+    reader = reader_of(source, path)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{source} cannot be read ({error.strerror}). Check its permissions.") from error
+        raise unreadable(source, error) from error
     return reader(source, data)
+
+
+def unreadable(source: str, error: OSError) -> DataError:
+    """Return the error of a file that the system does not give."""
+    return DataError(f"{source} cannot be read ({error.strerror}). Check its permissions.")
+
+
+def no_rows(source: str, columns: Sequence[str]) -> DataError:
+    """Return the error of a source that has columns at most."""
+    return DataError(f"{source} has the columns {listed(columns)} but no rows. Add at least one row.")
+
+
+def reader_of(source: str, path: Path) -> Callable[[str, bytes], Table]:
+    """Return the function that reads a file, from what the user named and its bytes.
+
+    Raises:
+        DataError: its format is unknown.
+    """
+    if task := glue_of_file(path):
+        return partial(read_glue, task=task, name=path.name)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{source} has the unknown suffix {path.suffix!r}; known are {_known_suffixes()}. Convert it.")
+    return reader
 
 
 def _split_of(path: Path) -> str | None:

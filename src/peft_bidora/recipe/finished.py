@@ -9,6 +9,7 @@ from typing import Any
 from peft_bidora.adapter.export import load_adapter
 from peft_bidora.data.columns import Columns
 from peft_bidora.data.examples import Examples
+from peft_bidora.data.glue import labelled_test
 from peft_bidora.data.source import read_table
 from peft_bidora.data.table import Table
 from peft_bidora.errors import CheckpointError
@@ -86,29 +87,60 @@ def load_trained(run: FinishedRun) -> Any:
 
 
 def predict_with(
-    run: FinishedRun, model: Any, examples: Examples, progress: Callable[[int], Any] = lambda rows: None
+    run: FinishedRun,
+    model: Any,
+    examples: Examples,
+    progress: Callable[[int], Any] = lambda rows: None,
+    batch_size: int = 64,
 ) -> list[Any]:
     """Return the prediction of each row by the model of a run."""
-    bfloat16 = run.recipe.precision == "bfloat16"
     return predict(
-        model, run.task, run.tokenizer, examples, max_length=run.max_length, bfloat16=bfloat16, progress=progress
+        model,
+        run.task,
+        run.tokenizer,
+        examples,
+        max_length=run.max_length,
+        batch_size=batch_size,
+        bfloat16=run.recipe.precision == "bfloat16",
+        progress=progress,
     )
 
 
-def evaluate(run_folder: Path, data: str | None = None) -> dict[str, dict[str, float]]:
-    """Return the test metrics with 95 % intervals of a finished run, on its test rows or on another file.
+@dataclass(frozen=True)
+class Evaluation:
+    """How a finished run does on labelled rows.
+
+    Args:
+        scores: value, low and high of each metric, the last two of its 95 % interval.
+        details: what the task tells beyond its metrics.
+        notes: what to know of the rows.
+    """
+
+    scores: dict[str, dict[str, float]]
+    details: dict[str, Any]
+    notes: list[str]
+
+
+def evaluate(run_folder: Path, data: str | None = None) -> Evaluation:
+    """Score a finished run on its test rows or on other labelled rows.
 
     Args:
         run_folder: what `run` wrote.
-        data: a labelled file with the columns of the training file; None for the run's own test rows.
+        data: as in `read_table`, with the columns of the training file; None for the run's own test rows.
 
     Raises:
         BiDoRAError: the folder is no finished run, or the file is at fault.
     """
     run = read_run(run_folder)
-    examples = prepare(run.recipe).rows.parts["test"] if data is None else tabulated(run, read_table(data, "test"))
-    predictions = predict_with(run, load_trained(run), examples)
-    return scores_with_intervals(run.task, predictions, examples.required_labels(), run.recipe.seed)
+    if data is None:
+        rows = prepare(run.recipe).rows
+        examples, notes = rows.parts["test"], rows.notes
+    else:
+        source, split, note = labelled_test(data)
+        examples, notes = tabulated(run, read_table(source, split)), [note] if note else []
+    predictions, labels = predict_with(run, load_trained(run), examples), examples.required_labels()
+    scores = scores_with_intervals(run.task, predictions, labels, run.recipe.seed)
+    return Evaluation(scores, run.task.details(predictions, labels), notes)
 
 
 def tabulated(run: FinishedRun, table: Table) -> Examples:

@@ -1,17 +1,17 @@
 """All that can be known of a run before weights are loaded; every fault of recipe and data at once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from peft_bidora.data.columns import Columns, Layout, columns_of_other, resolve_columns
 from peft_bidora.data.examples import Examples, read_examples
 from peft_bidora.data.repeats import conflicting, duplicates, overlap
-from peft_bidora.data.source import find_split_files, read_table
+from peft_bidora.data.source import read_table
 from peft_bidora.data.split import make_splits, split_hash
 from peft_bidora.data.table import Table
 from peft_bidora.errors import BiDoRAError, DataError, RecipeError
+from peft_bidora.recipe.files import data_files, with_glue_defaults
 from peft_bidora.recipe.options import task_options
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_config, load_tokenizer, position_limit, resolve_model, skeleton
@@ -48,7 +48,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `run` needs besides the weights."""
+    """What `run` needs besides the weights; the recipe has what its data source settles."""
 
     recipe: Recipe
     kind: TaskKind
@@ -85,16 +85,19 @@ def prepare(recipe: Recipe) -> Prepared:
         BiDoRAError: all faults, one sentence each.
     """
     faults = _Faults()
+    settled = faults.check(with_glue_defaults, recipe)
+    recipe, notes = settled or (recipe, [])
     kind = faults.check(find_task, recipe.task)
     source = faults.check(resolve_model, recipe.model)
     config = source and faults.check(load_config, source)
     tokenizer = source and faults.check(load_tokenizer, source)
-    rows = faults.check(read_rows, recipe, kind, tokenizer) if kind else None
+    rows = faults.check(read_rows, recipe, kind, tokenizer) if kind and settled else None
     targets = kind and config and faults.check(_targets, recipe, kind, config)
     max_length = config and tokenizer and faults.check(_max_length, recipe, config, tokenizer)
     faults.raise_any()
     if kind is None or rows is None or source is None:
         raise AssertionError("a check returned nothing and raised nothing")
+    rows = replace(rows, notes=[*notes, *rows.notes])
     return Prepared(recipe, kind, source, tokenizer, int(max_length or 0), list(targets or []), rows)
 
 
@@ -107,10 +110,8 @@ def read_rows(recipe: Recipe, kind: TaskKind, tokenizer: Any = None) -> Rows:
     """
     data, options = recipe.data, task_options(recipe)
     layout = kind.layout(options, tokenizer)
-    files, found = _files(recipe)
-    tables = {
-        key: kind.arrange(read_table(path, "validation" if key == "selection" else key)) for key, path in files.items()
-    }
+    files, found = data_files(recipe)
+    tables = {key: kind.arrange(read_table(source, split)) for key, (source, split) in files.items()}
     columns, guesses = resolve_columns(tables["train"], data.text, data.label, data.group, layout)
     train = read_examples(tables["train"], columns, layout)
     faults = _Faults()
@@ -172,24 +173,6 @@ def _selection_fraction(recipe: Recipe, has_file: bool) -> float:
         return 0.0
     wanted = recipe.data.selection_fraction
     return SELECTION_FRACTION if wanted is None else wanted
-
-
-def _files(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
-    """The file of each key, and a note for each that the recipe does not name: a folder gives its files by split."""
-    data = recipe.data
-    files = {"train": data.train, "test": data.test, "selection": data.selection}
-    folder, notes = Path(data.train), []
-    if folder.is_dir() and not (folder / "dataset_info.json").exists() and not (folder / "dataset_dict.json").exists():
-        found = find_split_files(folder)
-        for key, split in (("train", "train"), ("test", "test"), ("selection", "validation")):
-            if split not in found:
-                continue
-            if key == "train":
-                files[key] = str(found[split])
-            elif files[key] is None and not getattr(data, f"{key}_fraction"):
-                files[key] = str(found[split])
-                notes.append(f"data.{key} is not set: using {found[split]}")
-    return {key: path for key, path in files.items() if path is not None}, notes
 
 
 def _repeat_notes(kind: TaskKind, train: Examples, parts: dict[str, Examples]) -> list[str]:

@@ -47,7 +47,7 @@ def run(
     """
     folder.check_output(recipe.output, resume=resume, overwrite=overwrite)
     prepared = prepare(recipe)
-    manifest = folder.check_same_run(recipe, prepared.rows) if resume else None
+    manifest = folder.check_same_run(prepared.recipe, prepared.rows) if resume else None
     for note in prepared.rows.notes:
         announce(note)
     metrics_path = recipe.output / folder.METRICS

@@ -8,6 +8,7 @@ from typing import Any
 
 from peft_bidora.data.faults import is_empty
 from peft_bidora.data.fields import name_of
+from peft_bidora.data.glue import glue_of_hub
 from peft_bidora.data.source import find_split_files, read_table
 from peft_bidora.data.table import Table
 from peft_bidora.errors import DataError
@@ -94,6 +95,8 @@ def recognise(table: Table) -> tuple[str, dict[str, Any]]:
 
 def _split_lines(data: str) -> list[str]:
     """Name a test file beside the train file, else cut test rows."""
+    if glue_of_hub(data) and not Path(data).exists():
+        return []
     folder = Path(data) if Path(data).is_dir() else Path(data).parent
     try:
         found = find_split_files(folder) if folder.is_dir() else {}
