@@ -1,5 +1,6 @@
 """Tiny models and data, made on the spot."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,12 @@ from peft_bidora.adapter.attach import AdapterOptions, attach_adapter, head_modu
 
 # Tiny tensors gain nothing from threads, and spinning ones starve each other where tests run side by side.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_imports() -> None:
+    """Take what was imported out of garbage collection, which every Trainer asks for when it starts."""
+    gc.freeze()
 
 
 def tiny_bert(dropout: float = 0.0, labels: int = 2) -> PreTrainedModel:

@@ -244,7 +244,7 @@ RECIPE_FAULTS = {
     "out of range": ("search.learning_rate=-1", ("search.learning_rate", "-1", "greater than 0")),
     "targets match nothing": ("adapter.target_modules=[querry]", ("'querry'", "query", "key", "value", "dense")),
     "unknown choice": ("method=bidoora", ("method", "'bidoora'", "bidora")),
-    "unknown task": ("task=regression", ("task=regression", "sequence-classification")),
+    "unknown task": ("task=regresion", ("task=regresion", "'sequence-classification'", "Did you mean 'regression'")),
     "too long": ("data.max_length=99", ("data.max_length=99", "32")),
     "no equals sign": ("adapter.rank", ("adapter.rank", "key=value")),
 }

@@ -2,8 +2,9 @@ from collections.abc import Callable
 
 import pytest
 
-from peft_bidora.data.columns import Columns
+from peft_bidora.data.columns import Columns, Layout
 from peft_bidora.data.examples import Examples, read_examples
+from peft_bidora.data.faults import Fault
 from peft_bidora.data.table import Row, Table
 from peft_bidora.errors import DataError
 
@@ -39,8 +40,18 @@ def test_all_kinds_of_faults_are_reported_at_once_with_counts_and_first_lines() 
         "train.jsonl: 1 row has a number in 'text' (line 18); a text is a string. Convert them.",
         "train.jsonl: 1 row has no label in 'label' (line 18); every row needs a label. Remove or fill them.",
         "train.jsonl: 1 row has a number that is no integer in 'label' (line 20); "
-        "a label is a string, an integer or a boolean. Convert them.",
+        "a label is a string, an integer or a boolean. Convert them. To predict numbers, set task=regression.",
     )
+
+
+def test_values_at_fault_are_listed_with_the_rows_of_their_fault() -> None:
+    def read(value: object, column: str) -> object:
+        return Fault("a digit", "no digits.", (str(value),)) if isinstance(value, int) else value
+
+    rows: list[Row] = [{"text": 7, "label": "x"}, {"text": 3, "label": "x"}, {"text": 3, "label": "x"}]
+    with pytest.raises(DataError) as caught:
+        read_examples(table(*rows), COLUMNS, Layout(text=read))
+    assert caught.value.faults == ("train.jsonl: 3 rows have a digit: '3', '7' (lines 2, 4, 6); no digits.",)
 
 
 def test_rows_without_line_numbers_are_named_as_rows() -> None:

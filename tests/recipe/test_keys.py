@@ -79,9 +79,15 @@ CHANGED = {
 # What a key needs beside it to have a say, in the plain recipe too.
 BESIDE = {
     "data.test_fraction": ["data.test=null", "data.test_fraction=0.2"],
+    "data.sequences": ["data.text=sequence"],
     "search.epochs": ["search.steps=null"],
     "retrain.epochs": ["retrain.steps=null"],
 }
+
+
+TOKENIZER = SimpleNamespace(
+    model_max_length=32, unk_token_id=0, tokenize=lambda text: [text], convert_tokens_to_ids=lambda tokens: [1]
+)
 
 
 @pytest.fixture
@@ -93,14 +99,14 @@ def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )  # fmt: skip
     monkeypatch.setattr(prepare_module, "resolve_model", lambda name: f"folder of {name}")
     monkeypatch.setattr(prepare_module, "load_config", lambda _: config)
-    monkeypatch.setattr(prepare_module, "load_tokenizer", lambda _: SimpleNamespace(model_max_length=32))
+    monkeypatch.setattr(prepare_module, "load_tokenizer", lambda _: TOKENIZER)
     twin = replace(registry.TASKS["sequence-classification"], name="twin")
     monkeypatch.setitem(registry.TASKS, "twin", twin)
     monkeypatch.chdir(tmp_path)
     for name, count in (("train", 60), ("test", 12), ("other", 66)):
         rows = [
-            {"text": f"{name} text {i}", "body": f"{name} body {i}", "label": f"l{i % 3}", "kind": f"k{i % 2}",
-             "place": f"p{i // 3}"}
+            {"text": f"{name} text {i}", "body": f"{name} body {i}", "sequence": "M" + i * "KV", "label": f"l{i % 3}",
+             "kind": f"k{i % 2}", "place": f"p{i // 3}"}
             for i in range(count)
         ]  # fmt: skip
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from peft_bidora.tasks.intervals import scores_with_intervals
@@ -29,6 +30,17 @@ def random_case(seed: int, rows: int, classes: int) -> tuple[NDArray[np.float64]
     return logits, labels
 
 
+def calibration_error(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """By its definition, a bin after the other."""
+    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == labels
+    error = 0.0
+    for bin in range(15):
+        inside = (confidence > bin / 15) & (confidence <= (bin + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return error
+
+
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_equal_scikit_learns(seed: int, classes: int) -> None:
@@ -39,7 +51,9 @@ def test_scores_equal_scikit_learns(seed: int, classes: int) -> None:
         {
             "accuracy": accuracy_score(labels, predicted),
             "f1_macro": f1_score(labels, predicted, average="macro"),
+            "f1_weighted": f1_score(labels, predicted, average="weighted"),
             "matthews": matthews_corrcoef(labels, predicted),
+            "ece": calibration_error(softmax(logits, -1), labels),
         },
         rel=1e-12,
         abs=1e-12,
@@ -94,7 +108,10 @@ def test_intervals_agree_with_resampling_the_rows_themselves() -> None:
     rng = np.random.default_rng(5)
     drawn = [scores(logits[rows], labels[rows]) for rows in rng.integers(0, 200, (400, 200))]
     for name, score in found.items():
-        low, high = np.quantile([one[name] for one in drawn], [0.025, 0.975])
+        values = np.array([one[name] for one in drawn])
+        if name == "ece":  # is moved to the error of the rows
+            values += score["value"] - values.mean()
+        low, high = np.quantile(values, [0.025, 0.975])
         # Quantiles of 400 and 1000 draws: about 0.01 apart by chance.
         assert score["low"] == pytest.approx(low, abs=0.03)
         assert score["high"] == pytest.approx(high, abs=0.03)

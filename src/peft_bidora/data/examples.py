@@ -110,7 +110,8 @@ class _Faults:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._lines: dict[Fault, list[int]] = {}
+        self._lines: dict[tuple[str, str], list[int]] = {}
+        self._found: dict[tuple[str, str], set[str]] = {}
 
     def read(self, reader: FieldReader, column: str) -> list[Any]:
         values = [reader(row.get(column), column) for row in self._table.rows]
@@ -126,15 +127,20 @@ class _Faults:
             source, unit = self._table.source, self._table.unit
             raise DataError(
                 *(
-                    f"{source}: {rows_have(len(lines))} {fault.what} ({places(unit, lines)}); {fault.advice}"
-                    for fault, lines in self._lines.items()
+                    f"{source}: {rows_have(len(lines))} {key[0]}{self._listed(key)} ({places(unit, lines)}); {key[1]}"
+                    for key, lines in self._lines.items()
                 )
             )
 
     def _collect(self, values: Iterable[Any]) -> None:
         for value, line in zip(values, self._table.lines, strict=True):
             if isinstance(value, Fault):
-                self._lines.setdefault(value, []).append(line)
+                key = (value.what, value.advice)
+                self._lines.setdefault(key, []).append(line)
+                self._found.setdefault(key, set()).update(value.found)
+
+    def _listed(self, key: tuple[str, str]) -> str:
+        return f": {listed(sorted(self._found[key]))}" if self._found[key] else ""
 
 
 def _is_faulty(text: tuple[Any, ...], label: Any) -> bool:

@@ -4,10 +4,17 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """Say what a row has that it should not, and what to do; rows with the same fault have equal ones."""
+    """Say what a row has that it should not, and what to do; rows with the same fault are told of together.
+
+    Args:
+        what: what the row has.
+        advice: what to do.
+        found: the values or letters at fault, which may differ from row to row of the same fault.
+    """
 
     what: str
     advice: str
+    found: tuple[str, ...] = ()
 
 
 def is_empty(value: object) -> bool:

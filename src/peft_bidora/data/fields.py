@@ -1,5 +1,6 @@
 """Read one value of a row: `(value, column)` to what a task takes, or to what is wrong with it."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -45,5 +46,8 @@ def _named(what: str, value: object, column: str) -> str | Fault:
         return Fault(f"{emptiness(value)} {what} in {column!r}", f"every row needs a {what}. Remove or fill them.")
     name = name_of(value)
     if name is None:
-        return Fault(f"{kind_of(value)} in {column!r}", f"a {what} is a string, an integer or a boolean. Convert them.")
+        fractional = what == "label" and isinstance(value, float) and math.isfinite(value)
+        hint = " To predict numbers, set task=regression." if fractional else ""
+        advice = f"a {what} is a string, an integer or a boolean. Convert them.{hint}"
+        return Fault(f"{kind_of(value)} in {column!r}", advice)
     return name

@@ -1,7 +1,7 @@
 """Name the classes of the train rows, and check that no other file has classes beyond them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from peft_bidora.data.examples import Examples
 from peft_bidora.data.wording import listed, places, rows_have
@@ -23,6 +23,12 @@ def label_names(examples: Examples) -> list[str]:
             f"{examples.source} has a single class {listed(names)}; expected at least two. "
             "Check data.label, or add rows of another class."
         )
+    return in_order(names)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the names of classes sorted by number if all are integers, else by text."""
+    names = list(names)
     if all(INTEGER.fullmatch(name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
@@ -31,17 +37,25 @@ def label_names(examples: Examples) -> list[str]:
 def check_labels_known(train_names: Sequence[str], other: Examples) -> None:
     """Check that every label of `other` is a class of the train rows; examples without labels pass.
 
+    Args:
+        train_names: the classes of the train rows.
+        other: its labels are classes, or tuples of them.
+
     Raises:
         DataError: there are other classes; they are named, with the count and the first lines of their rows.
     """
     if other.labels is None:
         return
     known = set(train_names)
-    strange = [(name, line) for name, line in zip(other.labels, other.lines, strict=True) if name not in known]
+    strange: dict[int, set[str]] = {}
+    for label, line in zip(other.labels, other.lines, strict=True):
+        names = {label} if isinstance(label, str) else set(label)
+        if names - known:
+            strange[line] = names - known
     if strange:
-        where = places(other.unit, [line for _, line in strange])
+        where = places(other.unit, list(strange))
         raise DataError(
             f"{other.source}: {rows_have(len(strange))} a class that the train rows lack: "
-            f"{listed(sorted({name for name, _ in strange}))} ({where}). The train rows have {listed(train_names)}. "
+            f"{listed(sorted(set().union(*strange.values())))} ({where}). The train rows have {listed(train_names)}. "
             "Rename or remove these rows, or add such rows to the train file."
         )

@@ -175,7 +175,7 @@ def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any],
 
 
 def loading_lines(prepared: Prepared) -> list[str]:
-    """Return the Python that loads the result of a run with stock PEFT and transformers alone."""
+    """Return the Python that loads the result of a run with stock PEFT and transformers alone, and reads it."""
     recipe, task = prepared.recipe, prepared.rows.task
     auto_class = prepared.kind.auto_class(load_config(prepared.source)).__name__
     outputs = "" if task.outputs is None else f", num_labels={task.outputs}"
@@ -188,7 +188,8 @@ def loading_lines(prepared: Prepared) -> list[str]:
         auto_class = auto_class.replace("AutoModel", "AutoPeftModel")
         imports = [f"from peft import {auto_class}", "from transformers import AutoTokenizer"]
         load = f'model = {auto_class}.from_pretrained("{path}"{outputs})'
-    return [*imports, load, f'tokenizer = AutoTokenizer.from_pretrained("{path}")']
+    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{path}")'
+    return [*imports, load, tokenizer, *prepared.kind.reading(task.state())]
 
 
 def _parameters(trainer: ExactTrainer) -> tuple[int, int]:

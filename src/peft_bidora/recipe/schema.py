@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from peft_bidora.data.fields import name_of
+
 Method = Literal["bidora", "dora", "lora", "full"]
 
 
@@ -26,6 +28,13 @@ Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "poly
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+def _named_labels(value: object) -> object:
+    """Take the keys of a mapping as the labels that they are in a data file: YAML reads 1 and true as other types."""
+    if not isinstance(value, dict):
+        return value
+    return {key if (name := name_of(key)) is None else name: weight for key, weight in value.items()}
 
 
 def _steps_unless_epochs(steps: int) -> Callable[[object], object]:
@@ -76,7 +85,7 @@ class DataSection(Section):
 class ClassificationSection(Section):
     """What a classification may be told beyond its rows."""
 
-    class_weights: Literal["none", "balanced"] | dict[str, Rate] = "none"
+    class_weights: Annotated[Literal["none", "balanced"] | dict[str, Rate], BeforeValidator(_named_labels)] = "none"
     multi_label: bool | None = None
 
 

@@ -104,6 +104,13 @@ def skeleton(config: Any, auto_class: Any) -> Any:
         ) from error
 
 
+def sequence_classifier(_config: Any = None) -> Any:
+    """Return the class of a model with one vector of outputs a row."""
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification
+
+
 def load_weights(source: str, auto_class: Any, tokenizer: Any, attention: str | None = None, **config: Any) -> Any:
     """Return the pretrained model in float32; a head that its weights lack starts at random values.
 

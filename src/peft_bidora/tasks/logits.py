@@ -10,6 +10,13 @@ def first_output(outputs: Any, _labels: Any = None) -> Any:
     return outputs[0] if isinstance(outputs, tuple | list) else outputs
 
 
+def at_least_float32(logits: Any) -> Any:
+    """Return logits of half precision as float32, and others as they are."""
+    import torch
+
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def forward(model: Any, inputs: Any) -> Array:
     """Return the logits of a batch in float32, on the CPU, without a graph."""
     import torch

@@ -34,10 +34,11 @@ def resample(counts: Array, rng: np.random.Generator, resamples: int) -> Array:
 
 
 def classification_scores(counts: Array) -> dict[str, Array]:
-    """Return accuracy, f1_macro and matthews of confusion matrices.
+    """Return accuracy, f1_macro, f1_weighted and matthews of confusion matrices.
 
     With true positives t_k, c_k rows of class k, p_k predictions of it and n rows:
-    accuracy = Σ t_k / n;  f1_macro = mean over the classes that occur of 2 t_k / (c_k + p_k);
+    accuracy = Σ t_k / n;  f1_k = 2 t_k / (c_k + p_k);  f1_macro = mean over the classes that occur of f1_k;
+    f1_weighted = Σ c_k f1_k / n;
     matthews = (n Σ t_k − Σ c_k p_k) / sqrt((n² − Σ p_k²)(n² − Σ c_k²)), and 0 where the root is 0.
 
     Args:
@@ -53,6 +54,7 @@ def classification_scores(counts: Array) -> dict[str, Array]:
     return {
         "accuracy": right / rows,
         "f1_macro": f1.sum(-1) / occurs.sum(-1),
+        "f1_weighted": (true * f1).sum(-1) / rows,
         "matthews": np.where(root > 0, covariance / np.where(root > 0, root, 1), 0.0),
     }
 

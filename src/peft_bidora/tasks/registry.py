@@ -3,10 +3,11 @@
 from difflib import get_close_matches
 
 from peft_bidora.errors import RecipeError
+from peft_bidora.tasks.regression import REGRESSION
 from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
 from peft_bidora.tasks.task import TaskKind
 
-TASKS: dict[str, TaskKind] = {task.name: task for task in (SEQUENCE_CLASSIFICATION,)}
+TASKS: dict[str, TaskKind] = {task.name: task for task in (SEQUENCE_CLASSIFICATION, REGRESSION)}
 
 
 def find_task(name: str) -> TaskKind:

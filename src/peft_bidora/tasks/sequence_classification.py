@@ -1,21 +1,36 @@
-"""Classify a text or a pair of texts."""
+"""Classify a text, a pair of texts or a protein sequence."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from peft_bidora.data.columns import CLASSES
+from peft_bidora.data.columns import CLASSES, Layout
 from peft_bidora.data.examples import Examples
 from peft_bidora.data.labels import check_labels_known, label_names
-from peft_bidora.tasks.base_model import load_weights
+from peft_bidora.data.targets import NUMERAL, read_class_or_classes, read_classes
+from peft_bidora.data.wording import listed
+from peft_bidora.errors import DataError
+from peft_bidora.tasks.base_model import load_weights, sequence_classifier
+from peft_bidora.tasks.calibration import calibration_cells, calibration_error, resampled_calibration_error
+from peft_bidora.tasks.class_weights import class_weights
 from peft_bidora.tasks.encoding import encode_texts, padding_collator
-from peft_bidora.tasks.logits import forward
+from peft_bidora.tasks.logits import at_least_float32, forward
 from peft_bidora.tasks.metrics import class_table, classification_scores, confusion, resample
-from peft_bidora.tasks.task import Array, Columns, TaskKind, TaskOptions
+from peft_bidora.tasks.multi_label import (
+    MultiLabelClassification,
+    check_lists,
+    fit_multi_label,
+    has_label_lists,
+    rarest_labels,
+)
+from peft_bidora.tasks.protein import sequence_layout, sequence_notes
+from peft_bidora.tasks.task import Array, Columns, Task, TaskKind, TaskOptions
 
 NAME = "sequence-classification"
+SHOWN_NUMBERS = 5
 
 
 @dataclass(frozen=True)
@@ -24,14 +39,16 @@ class SequenceClassification:
 
     Args:
         label_names: the classes, in the order of the outputs.
+        class_weights: (classes,), what a row of each class weighs in the loss; None for 1.
     """
 
     label_names: tuple[str, ...]
+    class_weights: tuple[float, ...] | None = None
 
     name: ClassVar[str] = NAME
     peft_type: ClassVar[str] = "SEQ_CLS"
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro", "matthews")
-    lower_is_better: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro", "f1_weighted", "matthews", "ece")
+    lower_is_better: ClassVar[tuple[str, ...]] = ("ece",)
     has_logits: ClassVar[bool] = True
 
     @property
@@ -41,13 +58,14 @@ class SequenceClassification:
 
     def check(self, examples: Examples) -> None:
         """Raise DataError if a label is no class of the train rows."""
+        check_lists(examples, expected=False)
         check_labels_known(self.label_names, examples)
 
     def load_model(self, source: str, tokenizer: Any, attention: str | None = None) -> Any:
         """Return the pretrained model in float32 with a new head, one output a class."""
         return load_weights(
             source,
-            auto_class(),
+            sequence_classifier(),
             tokenizer,
             attention,
             id2label=dict(enumerate(self.label_names)),
@@ -66,7 +84,10 @@ class SequenceClassification:
         return padding_collator(tokenizer)
 
     def loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-        """Return the cross entropy in mean nats an example: −Σ_i log p(label_i) / rows.
+        """Return the cross entropy in mean nats an example: −Σ_i w(label_i) log p(label_i) / rows.
+
+        The weights are not divided by their sum over the batch, as torch's mean would: the losses of micro-batches
+        add up to that of their batch whatever classes each has.
 
         Args:
             outputs: has `logits`, (rows, classes).
@@ -76,7 +97,9 @@ class SequenceClassification:
         from torch.nn.functional import cross_entropy
 
         rows = labels.numel() if num_items_in_batch is None else num_items_in_batch
-        return cross_entropy(outputs["logits"].float(), labels, reduction="sum") / rows
+        logits = at_least_float32(outputs["logits"])
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return cross_entropy(logits, labels, weight=weights, reduction="sum") / rows
 
     def decode(self, logits: Array, labels: Array | None = None) -> list[Array]:
         """Return the logits of each row."""
@@ -87,14 +110,23 @@ class SequenceClassification:
         return self.decode(forward(model, inputs))
 
     def scores(self, predictions: Sequence[Array], labels: Sequence[str]) -> dict[str, float]:
-        """Return accuracy, f1_macro and matthews."""
-        return {name: float(value) for name, value in classification_scores(self._counts(predictions, labels)).items()}
+        """Return accuracy, f1_macro, f1_weighted, matthews and ece, the expected calibration error."""
+        cells = calibration_cells(_probabilities(predictions), self._indices(labels))
+        found = classification_scores(self._counts(predictions, labels))
+        return {
+            **{name: float(value) for name, value in found.items()},
+            "ece": float(calibration_error(cells, cells.counts)),
+        }
 
     def resampled_scores(
         self, predictions: Sequence[Array], labels: Sequence[str], rng: np.random.Generator, resamples: int
     ) -> dict[str, Array]:
         """Return (resamples,) values of each metric, over rows drawn with replacement."""
-        return classification_scores(resample(self._counts(predictions, labels), rng, resamples))
+        cells = calibration_cells(_probabilities(predictions), self._indices(labels))
+        return {
+            **classification_scores(resample(self._counts(predictions, labels), rng, resamples)),
+            "ece": resampled_calibration_error(cells, rng, resamples),
+        }
 
     def details(self, predictions: Sequence[Array], labels: Sequence[str]) -> dict[str, Any]:
         """Return the confusion matrix, rows true and columns predicted, and precision, recall and F1 by class."""
@@ -103,20 +135,18 @@ class SequenceClassification:
 
     def prediction_columns(self, predictions: Sequence[Array]) -> list[dict[str, object]]:
         """Return `predicted_label`, and `probabilities` by label."""
-        from scipy.special import softmax
-
-        probabilities = softmax(np.asarray(predictions, dtype=np.float64), axis=-1)
         return [
             {
                 "predicted_label": self.label_names[int(values.argmax())],
                 "probabilities": dict(zip(self.label_names, values.tolist(), strict=True)),
             }
-            for values in probabilities
+            for values in _probabilities(predictions)
         ]
 
     def state(self) -> dict[str, Any]:
-        """Return the classes."""
-        return {"label_names": list(self.label_names)}
+        """Return the classes, and their weights where they have any."""
+        weights = {} if self.class_weights is None else {"class_weights": list(self.class_weights)}
+        return {"label_names": list(self.label_names), **weights}
 
     def _indices(self, labels: Sequence[str]) -> Array:
         index = {name: position for position, name in enumerate(self.label_names)}
@@ -126,22 +156,62 @@ class SequenceClassification:
         return confusion(np.asarray(predictions).argmax(-1), self._indices(labels), self.outputs)
 
 
-def auto_class(_config: Any = None) -> Any:
-    """Return the class that builds the model."""
-    from transformers import AutoModelForSequenceClassification
+def layout(options: TaskOptions, tokenizer: Any) -> Layout:
+    """Return how the rows are read: a text, a pair or a protein sequence, and a class or a list of classes."""
+    readers = {None: read_class_or_classes, True: read_classes, False: CLASSES.label}
+    return sequence_layout(replace(CLASSES, label=readers[options.multi_label]), options, tokenizer)
 
-    return AutoModelForSequenceClassification
+
+def fit(options: TaskOptions, train: Examples, lower: Examples) -> Task:
+    """Return the task of the classes of the train rows; "balanced" weights are those of the lower rows.
+
+    Raises:
+        DataError: there are fewer than two classes, or the labels are numbers that hardly repeat.
+        RecipeError: a class is weighed that there is not.
+    """
+    if has_label_lists(train):
+        return fit_multi_label(options, train, lower)
+    _refuse_numbers(train)
+    names = label_names(train)
+
+    def balanced() -> list[float]:
+        found = Counter(lower.required_labels())
+        return [len(lower) / (len(names) * max(found[name], 1)) for name in names]
+
+    return SequenceClassification(tuple(names), class_weights(options.class_weights, names, balanced))
 
 
-def fit(options: TaskOptions, train: Examples, lower: Examples) -> SequenceClassification:
-    """Return the task of the classes of the train rows."""
-    return SequenceClassification(tuple(label_names(train)))
+def restore(state: dict[str, Any]) -> Task:
+    """Return the task of a state."""
+    made = MultiLabelClassification if state.get("multi_label") else SequenceClassification
+    weights = state.get("class_weights")
+    return made(tuple(state["label_names"]), None if weights is None else tuple(weights))
+
+
+def _refuse_numbers(train: Examples) -> None:
+    """Raise DataError if the labels are fractions that hardly repeat: a cell of CSV does not say it is a number."""
+    found = Counter(train.required_labels())
+    fractions = [name for name in found if NUMERAL.fullmatch(name) and not float(name).is_integer()]
+    if fractions and min(found.values()) == 1 and all(NUMERAL.fullmatch(name) for name in found):
+        raise DataError(
+            f"{train.source} has the numbers {listed(sorted(found, key=float)[:SHOWN_NUMBERS])} and others as labels,"
+            " some of them once; expected classes of several rows each. To predict numbers, set task=regression."
+        )
+
+
+def _probabilities(predictions: Sequence[Array]) -> Array:
+    from scipy.special import softmax
+
+    found: Array = softmax(np.asarray(predictions, dtype=np.float64), axis=-1)
+    return found
 
 
 SEQUENCE_CLASSIFICATION = TaskKind(
     name=NAME,
-    auto_class=auto_class,
-    layout=lambda options, tokenizer: CLASSES,
+    auto_class=sequence_classifier,
+    layout=layout,
     fit=fit,
-    restore=lambda state: SequenceClassification(tuple(state["label_names"])),
+    restore=restore,
+    strata=lambda train: rarest_labels(train) if has_label_lists(train) else None,
+    notes=sequence_notes,
 )

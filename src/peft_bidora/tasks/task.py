@@ -20,7 +20,7 @@ class TaskOptions:
     """What a user may say of a task beyond its data; each task reads its own.
 
     Args:
-        class_weights: "none", "balanced" (rows / (classes · rows of the class)), or a weight by label.
+        class_weights: "none", "balanced" (rows / (classes · rows of the class)), or a weight by label, 1 for others.
         multi_label: whether a row has a list of labels; None to find out from the rows.
         sequences: "text" or "protein"; None for protein where the tokenizer is one of ESM.
         generation: keyword arguments of transformers' `generate`.
@@ -115,6 +115,7 @@ class TaskKind:
         strata: what a split keeps in proportion; None where the labels are classes and each split needs every one.
         arrange: turns a table of another shape into one with a text and a label column.
         notes: tokenizer and train rows -> what a user should know and may be content with.
+        reading: what `Task.state` returned -> Python that gets a prediction out of the stock `model` and `tokenizer`.
     """
 
     name: str
@@ -125,3 +126,4 @@ class TaskKind:
     strata: Callable[[Examples], list[str] | None] = lambda _: None
     arrange: Callable[[Table], Table] = lambda table: table
     notes: Callable[[TaskOptions, Any, Examples], list[str]] = lambda *_: []
+    reading: Callable[[dict[str, Any]], list[str]] = lambda _: []

@@ -56,6 +56,22 @@ class ExactTrainer(Trainer):
                 " checkpoints before it are kept."
             )
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save under the names that the modules have.
+
+        transformers saves a model under the names of the file that it came from, and Trainer loads a checkpoint by
+        those of the modules: what an old file calls LayerNorm.gamma would be left as it is, unseen.
+        """
+        renamed = getattr(self.model, "_weight_conversions", None)
+        if renamed is None or hasattr(self.model, "peft_config"):
+            super()._save_checkpoint(model, trial)
+            return
+        self.model._weight_conversions = []
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.model._weight_conversions = renamed
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         super()._load_from_checkpoint(resume_from_checkpoint, model)
