@@ -16,6 +16,7 @@ from peft_bidora.recipe import folder
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.options import task_options
 from peft_bidora.recipe.prepare import prepare, read_other
+from peft_bidora.recipe.progress import progress_bar
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_tokenizer, resolve_model
 from peft_bidora.tasks.intervals import scores_with_intervals
@@ -91,7 +92,14 @@ def predict_with(
     """Return the prediction of each row by the model of a run."""
     bfloat16 = run.recipe.precision == "bfloat16"
     return predict(
-        model, run.task, run.tokenizer, examples, max_length=run.max_length, bfloat16=bfloat16, progress=progress
+        model,
+        run.task,
+        run.tokenizer,
+        examples,
+        max_length=run.max_length,
+        batch_size=run.recipe.eval_batch_size,
+        bfloat16=bfloat16,
+        progress=progress,
     )
 
 
@@ -106,8 +114,12 @@ def evaluate(run_folder: Path, data: str | None = None) -> dict[str, dict[str, f
         BiDoRAError: the folder is no finished run, or the file is at fault.
     """
     run = read_run(run_folder)
-    examples = prepare(run.recipe).rows.parts["test"] if data is None else tabulated(run, read_table(data, "test"))
-    predictions = predict_with(run, load_trained(run), examples)
+    if data is None:
+        examples = prepare(run.recipe).rows.parts["test"]
+    else:
+        examples = run.kind.scored(tabulated(run, read_table(data, "test")))
+    with progress_bar(len(examples), "evaluate") as progress:
+        predictions = predict_with(run, load_trained(run), examples, progress)
     return scores_with_intervals(run.task, predictions, examples.required_labels(), run.recipe.seed)
 
 

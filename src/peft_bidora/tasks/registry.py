@@ -5,8 +5,9 @@ from difflib import get_close_matches
 from peft_bidora.errors import RecipeError
 from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
 from peft_bidora.tasks.task import TaskKind
+from peft_bidora.tasks.text_generation import TEXT_GENERATION
 
-TASKS: dict[str, TaskKind] = {task.name: task for task in (SEQUENCE_CLASSIFICATION,)}
+TASKS: dict[str, TaskKind] = {task.name: task for task in (SEQUENCE_CLASSIFICATION, TEXT_GENERATION)}
 
 
 def find_task(name: str) -> TaskKind:
