@@ -44,10 +44,13 @@ CHANGED = {
     "classification.class_weights": "balanced",
     "classification.multi_label": "false",
     "generation.max_new_tokens": "3",
+    "generation.min_new_tokens": "2",
     "generation.num_beams": "2",
     "generation.do_sample": "true",
     "generation.temperature": "0.5",
+    "generation.top_k": "5",
     "generation.top_p": "0.5",
+    "generation.repetition_penalty": "1.5",
     "generation.no_repeat_ngram_size": "2",
     "generation.length_penalty": "2.0",
     "adapter.rank": "3",
@@ -73,11 +76,13 @@ CHANGED = {
     "save_steps": "100",
     "select_best": "false",
     "select_by": "matthews",
+    "eval_batch_size": "8",
     "report_to": "[tensorboard]",
     "push_to_hub": "owner/name",
 }
 # What a key needs beside it to have a say, in the plain recipe too.
 BESIDE = {
+    **{f"generation.{name}": ["generation.do_sample=true"] for name in ("temperature", "top_k", "top_p")},
     "data.test_fraction": ["data.test=null", "data.test_fraction=0.2"],
     "data.sequences": ["data.text=sequence"],
     "search.epochs": ["search.steps=null"],

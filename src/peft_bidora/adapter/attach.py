@@ -48,11 +48,18 @@ def head_modules(model: nn.Module) -> list[str]:
     """Return the names of the task head: the children that have parameters and stand beside the base model.
 
     A pooler inside the base model came with its weights and stays frozen; one beside it is new and is trained.
+    What holds the output of a language model came with its weights too, and is no task head.
     """
-    prefix = getattr(model, "base_model_prefix", "")
+    prefix, output = getattr(model, "base_model_prefix", ""), _output(model)
     if not hasattr(model, prefix):
         return []
-    return [name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())]
+    return [
+        name
+        for name, child in model.named_children()
+        if name != prefix
+        and any(True for _ in child.parameters())
+        and not any(module is output for module in child.modules())
+    ]
 
 
 def resolve_target_modules(model: nn.Module, target_modules: str | Sequence[str] | None) -> list[str]:

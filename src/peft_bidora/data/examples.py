@@ -26,7 +26,7 @@ class Examples:
         unit: "line" or "row", as in `Table`.
     """
 
-    texts: list[tuple[str, ...]]
+    texts: list[tuple[Any, ...]]
     labels: list[Any] | None
     groups: list[str] | None
     rows: list[Row]

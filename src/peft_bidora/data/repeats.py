@@ -1,16 +1,16 @@
 """Count texts that occur again: within a file, with another label, or in another file."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from peft_bidora.data.examples import Examples
 
-TextKey = tuple[str, ...]
+TextKey = tuple[Hashable, ...]
 
 
 def text_keys(examples: Examples) -> list[TextKey]:
     """Return what makes two rows the same: their texts without blanks at the ends, one or both of a pair."""
-    return [tuple(text.strip() for text in texts) for texts in examples.texts]
+    return [tuple(text.strip() if isinstance(text, str) else text for text in texts) for texts in examples.texts]
 
 
 def overlap(training: Iterable[Examples], held_out: Examples) -> int:

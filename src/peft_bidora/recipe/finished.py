@@ -17,6 +17,7 @@ from peft_bidora.recipe import folder
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.options import task_options
 from peft_bidora.recipe.prepare import prepare, read_other
+from peft_bidora.recipe.progress import progress_bar
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_tokenizer, resolve_model
 from peft_bidora.tasks.intervals import scores_with_intervals
@@ -91,7 +92,7 @@ def predict_with(
     model: Any,
     examples: Examples,
     progress: Callable[[int], Any] = lambda rows: None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> list[Any]:
     """Return the prediction of each row by the model of a run."""
     return predict(
@@ -100,7 +101,7 @@ def predict_with(
         run.tokenizer,
         examples,
         max_length=run.max_length,
-        batch_size=batch_size,
+        batch_size=batch_size or run.recipe.eval_batch_size,
         bfloat16=run.recipe.precision == "bfloat16",
         progress=progress,
     )
@@ -137,8 +138,10 @@ def evaluate(run_folder: Path, data: str | None = None) -> Evaluation:
         examples, notes = rows.parts["test"], rows.notes
     else:
         source, split, note = labelled_test(data)
-        examples, notes = tabulated(run, read_table(source, split)), [note] if note else []
-    predictions, labels = predict_with(run, load_trained(run), examples), examples.required_labels()
+        examples, notes = run.kind.scored(tabulated(run, read_table(source, split))), [note] if note else []
+    with progress_bar(len(examples), "evaluate") as progress:
+        predictions = predict_with(run, load_trained(run), examples, progress)
+    labels = examples.required_labels()
     scores = scores_with_intervals(run.task, predictions, labels, run.recipe.seed)
     return Evaluation(scores, run.task.details(predictions, labels), notes)
 

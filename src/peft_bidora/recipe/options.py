@@ -18,14 +18,16 @@ def adapter_options(recipe: Recipe) -> AdapterOptions:
     return AdapterOptions(section.rank, section.alpha, section.dropout, section.target_modules)
 
 
-def task_options(recipe: Recipe) -> TaskOptions:
-    """Return what the recipe says of its task."""
+def task_options(recipe: Recipe, config: Any = None) -> TaskOptions:
+    """Return what the recipe and the model's configuration say of the task; without one, it is no encoder-decoder."""
     section = recipe.classification
     return TaskOptions(
         class_weights=section.class_weights,
         multi_label=section.multi_label,
         sequences=recipe.data.sequences,
         generation=recipe.generation.model_dump(exclude_none=True),
+        encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
+        seed=recipe.seed,
     )
 
 
@@ -104,7 +106,7 @@ def _common(recipe: Recipe, task: Task, selection: bool) -> dict[str, Any]:
         "greater_is_better": (task.has_logits and metric not in task.lower_is_better) if choose else None,
         "prediction_loss_only": not task.has_logits,
         "report_to": list(recipe.report_to),
-        "per_device_eval_batch_size": 64,
+        "per_device_eval_batch_size": recipe.eval_batch_size,
         "disable_tqdm": not sys.stderr.isatty(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused where there is no device

@@ -10,6 +10,7 @@ from peft_bidora.data.repeats import conflicting, duplicates, overlap
 from peft_bidora.data.source import read_table
 from peft_bidora.data.split import make_splits, split_hash
 from peft_bidora.data.table import Table
+from peft_bidora.data.wording import counted
 from peft_bidora.errors import BiDoRAError, DataError, RecipeError
 from peft_bidora.recipe.files import data_files, with_glue_defaults
 from peft_bidora.recipe.options import task_options
@@ -91,24 +92,25 @@ def prepare(recipe: Recipe) -> Prepared:
     source = faults.check(resolve_model, recipe.model)
     config = source and faults.check(load_config, source)
     tokenizer = source and faults.check(load_tokenizer, source)
-    rows = faults.check(read_rows, recipe, kind, tokenizer) if kind and settled else None
+    rows = faults.check(read_rows, recipe, kind, tokenizer, config) if kind and settled else None
     targets = kind and config and faults.check(_targets, recipe, kind, config)
     max_length = config and tokenizer and faults.check(_max_length, recipe, config, tokenizer)
     faults.raise_any()
     if kind is None or rows is None or source is None:
         raise AssertionError("a check returned nothing and raised nothing")
-    rows = replace(rows, notes=[*notes, *rows.notes])
-    return Prepared(recipe, kind, source, tokenizer, int(max_length or 0), list(targets or []), rows)
+    most = int(max_length or 0)
+    rows = replace(rows, notes=[*notes, *rows.notes, *_encoding_notes(kind, rows, tokenizer, most)])
+    return Prepared(recipe, kind, source, tokenizer, most, list(targets or []), rows)
 
 
-def read_rows(recipe: Recipe, kind: TaskKind, tokenizer: Any = None) -> Rows:
+def read_rows(recipe: Recipe, kind: TaskKind, tokenizer: Any = None, config: Any = None) -> Rows:
     """Read the files, check their rows, divide them and bind the task to them.
 
     Raises:
         DataError: a file or a row is at fault.
         SplitError: there are too few rows.
     """
-    data, options = recipe.data, task_options(recipe)
+    data, options = recipe.data, task_options(recipe, config)
     layout = kind.layout(options, tokenizer)
     files, found = data_files(recipe)
     tables = {key: kind.arrange(read_table(source, split)) for key, (source, split) in files.items()}
@@ -138,7 +140,14 @@ def read_rows(recipe: Recipe, kind: TaskKind, tokenizer: Any = None) -> Rows:
     _require_parts(recipe, parts)
     hashes = {key: table.sha256 for key, table in tables.items()}
     notes = [*found, *guesses, *kind.notes(options, tokenizer, train), *_repeat_notes(kind, train, parts)]
-    return Rows(task, columns, parts, hashes, notes)
+    used = {name: (kind.learned if name in ("lower", "upper") else kind.scored)(part) for name, part in parts.items()}
+    notes += [
+        f"{name} split: {counted(len(parts[name]), 'row')} of the file became {counted(len(part), 'row')},"
+        f" one a {'reference' if name in ('lower', 'upper') else 'prompt, with all its references'}."
+        for name, part in used.items()
+        if len(part) != len(parts[name])
+    ]
+    return Rows(task, columns, used, hashes, notes)
 
 
 def read_other(table: Table, columns: Columns, layout: Layout) -> Examples:
@@ -147,7 +156,16 @@ def read_other(table: Table, columns: Columns, layout: Layout) -> Examples:
 
 
 def _check_choice(recipe: Recipe, task: Task | None, faults: _Faults) -> None:
-    if task is not None and recipe.select_by is not None and recipe.select_by not in task.metrics:
+    if task is None or recipe.select_by is None:
+        return
+    if not task.has_logits:
+        faults.found.append(
+            RecipeError(
+                f"select_by={recipe.select_by}: {recipe.task} chooses its checkpoint by the loss of the selection"
+                " rows, for which nothing is generated. Leave it out."
+            )
+        )
+    elif recipe.select_by not in task.metrics:
         faults.found.append(
             RecipeError(
                 f"select_by={recipe.select_by}: expected a metric of {recipe.task}: {', '.join(task.metrics)}."
@@ -173,6 +191,15 @@ def _selection_fraction(recipe: Recipe, has_file: bool) -> float:
         return 0.0
     wanted = recipe.data.selection_fraction
     return SELECTION_FRACTION if wanted is None else wanted
+
+
+def _encoding_notes(kind: TaskKind, rows: Rows, tokenizer: Any, max_length: int) -> list[str]:
+    parts = {name: part for name, part in rows.parts.items() if len(part)}
+    return [
+        note
+        for name, part in parts.items()
+        for note in kind.encoding_notes(rows.task, tokenizer, max_length, name, part)
+    ]
 
 
 def _repeat_notes(kind: TaskKind, train: Examples, parts: dict[str, Examples]) -> list[str]:

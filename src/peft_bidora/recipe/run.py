@@ -16,6 +16,7 @@ from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, Stopwa
 from peft_bidora.recipe.memory import peak_memory_bytes
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
 from peft_bidora.recipe.prepare import Prepared, prepare
+from peft_bidora.recipe.progress import progress_bar
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_config
 from peft_bidora.tasks.intervals import scores_with_intervals
@@ -141,14 +142,17 @@ def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any],
         part = prepared.rows.parts[name]
         if not len(part):
             continue
-        predictions = predict(
-            trainer.model,
-            task,
-            prepared.tokenizer,
-            part,
-            max_length=prepared.max_length,
-            bfloat16=recipe.precision == "bfloat16",
-        )
+        with progress_bar(len(part), name) as progress:
+            predictions = predict(
+                trainer.model,
+                task,
+                prepared.tokenizer,
+                part,
+                max_length=prepared.max_length,
+                batch_size=recipe.eval_batch_size,
+                bfloat16=recipe.precision == "bfloat16",
+                progress=progress,
+            )
         labels = part.required_labels()
         scores[name] = scores_with_intervals(task, predictions, labels, recipe.seed)
         if name == "test":

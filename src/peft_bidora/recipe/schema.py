@@ -90,15 +90,29 @@ class ClassificationSection(Section):
 
 
 class GenerationSection(Section):
-    """How text is generated from the test rows; keyword arguments of transformers' `generate`."""
+    """How text is generated; keyword arguments of transformers' `GenerationConfig`. Null is the model's own."""
 
     max_new_tokens: Count = 64
+    min_new_tokens: Annotated[int, Field(ge=0, strict=True)] = 0
     num_beams: Count = 1
     do_sample: bool = False
     temperature: Rate | None = None
+    top_k: Annotated[int, Field(ge=0, strict=True)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Rate = 1.0
     no_repeat_ngram_size: Annotated[int, Field(ge=0, strict=True)] = 0
     length_penalty: Number = 1.0
+
+    @model_validator(mode="after")
+    def _read_by_sampling(self) -> "GenerationSection":
+        unread = [name for name in ("temperature", "top_k", "top_p") if getattr(self, name) is not None]
+        if unread and not self.do_sample:
+            raise ValueError(f"{', '.join(unread)} is set, which only sampling reads. Set do_sample too, or remove it")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}. Lower it"
+            )
+        return self
 
 
 class AdapterSection(Section):
@@ -174,6 +188,7 @@ class Recipe(Section):
     save_steps: Count = 50
     select_best: bool = True
     select_by: str | None = None
+    eval_batch_size: Count = 64
     report_to: list[str] = []
     push_to_hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
 

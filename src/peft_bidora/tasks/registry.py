@@ -6,8 +6,9 @@ from peft_bidora.errors import RecipeError
 from peft_bidora.tasks.regression import REGRESSION
 from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
 from peft_bidora.tasks.task import TaskKind
+from peft_bidora.tasks.text_generation import TEXT_GENERATION
 
-TASKS: dict[str, TaskKind] = {task.name: task for task in (SEQUENCE_CLASSIFICATION, REGRESSION)}
+TASKS: dict[str, TaskKind] = {task.name: task for task in (SEQUENCE_CLASSIFICATION, REGRESSION, TEXT_GENERATION)}
 
 
 def find_task(name: str) -> TaskKind:

@@ -17,19 +17,23 @@ Columns = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What a user may say of a task beyond its data; each task reads its own.
+    """What a task is told beyond its data, by the user and by the model; each task reads its own.
 
     Args:
         class_weights: "none", "balanced" (rows / (classes · rows of the class)), or a weight by label, 1 for others.
         multi_label: whether a row has a list of labels; None to find out from the rows.
         sequences: "text" or "protein"; None for protein where the tokenizer is one of ESM.
-        generation: keyword arguments of transformers' `generate`.
+        generation: keyword arguments of transformers' `GenerationConfig`.
+        encoder_decoder: whether the model is one, by its configuration.
+        seed: of what a task draws when it predicts.
     """
 
     class_weights: Literal["none", "balanced"] | Mapping[str, float] = "none"
     multi_label: bool | None = None
     sequences: Literal["text", "protein"] | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    encoder_decoder: bool = False
+    seed: int = 0
 
 
 class Task(Protocol):
@@ -116,6 +120,9 @@ class TaskKind:
         arrange: turns a table of another shape into one with a text and a label column.
         notes: tokenizer and train rows -> what a user should know and may be content with.
         reading: what `Task.state` returned -> Python that gets a prediction out of the stock `model` and `tokenizer`.
+        encoding_notes: task, tokenizer, most tokens of a row, name and rows of a split -> the same of its encoding.
+        learned: rows of the train file -> the rows that are learned from; a row may become several.
+        scored: rows of a selection or test split -> the rows that are scored; several may become one.
     """
 
     name: str
@@ -127,3 +134,6 @@ class TaskKind:
     arrange: Callable[[Table], Table] = lambda table: table
     notes: Callable[[TaskOptions, Any, Examples], list[str]] = lambda *_: []
     reading: Callable[[dict[str, Any]], list[str]] = lambda _: []
+    encoding_notes: Callable[[Task, Any, int, str, Examples], list[str]] = lambda *_: []
+    learned: Callable[[Examples], Examples] = lambda examples: examples
+    scored: Callable[[Examples], Examples] = lambda examples: examples

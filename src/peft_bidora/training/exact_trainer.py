@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.bilevel.randomness import preserved_random_state
@@ -20,6 +21,9 @@ _MEAN_LOSSES = ("ForSequenceClassification", "ForTokenClassification", "ForQuest
 class ExactTrainer(Trainer):
     """Trainer that resumes bit for bit at any cadence and divides every loss right under gradient accumulation.
 
+    The loss of a model that generates text is the mean over label tokens: of the whole accumulated batch in training,
+    of all rows in an evaluation, where Trainer would take the mean of the batches' means.
+
     With `logging_nan_inf_filter=False` a training loss that is not finite ends the run at the next logging step.
     """
 
@@ -28,6 +32,45 @@ class ExactTrainer(Trainer):
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if self.compute_loss_func is None and getattr(model, "loss_type", None) in _MEAN_LOSSES:
             self.loss_is_scaled_for_ga = False
+        generates = hasattr(model, "can_generate") and model.can_generate()
+        own = self.compute_loss_func is None and self.label_smoother is None and self.args.n_gpu <= 1
+        self._is_token_mean = generates and own
+        if self._is_token_mean:
+            # Some of these models take num_items_in_batch and ignore it (BART, T5): their loss is weighed here instead.
+            self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        self._evaluated: list[Tensor] | None = None  # of each batch the sum of the loss and the tokens
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Compute the loss as Trainer does; that of a model that generates text is its token mean · tokens / all."""
+        if not self._is_token_mean or num_items_in_batch is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        tokens = self._label_tokens(inputs)
+        mean, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        total = torch.where(tokens > 0, mean * tokens, 0.0)  # a batch without labels has the mean 0/0
+        if self._evaluated is not None:
+            self._evaluated.append(torch.stack([total.detach(), tokens.to(total)]))
+        loss = total / num_items_in_batch
+        if self.args.average_tokens_across_devices:  # num_items_in_batch counts every process, DDP takes their mean
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as Trainer does; the loss of a model that generates text is the mean over all label tokens."""
+        self._evaluated = []
+        try:
+            output: EvalLoopOutput = super().evaluation_loop(*args, **kwargs)
+            if self._evaluated and output.metrics is not None:
+                loss, tokens = self.accelerator.reduce(torch.stack(self._evaluated).sum(0), "sum").tolist()
+                output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = loss / tokens
+        finally:
+            self._evaluated = None
+        return output
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does; True goes on from the last whole checkpoint, or begins where there is none."""
@@ -71,6 +114,12 @@ class ExactTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.model._weight_conversions = renamed
+
+    def _label_tokens(self, inputs: dict[str, Any]) -> Tensor:
+        """Count the labels as Trainer counts num_items_in_batch."""
+        labels: Tensor = inputs["labels"]
+        shifted = getattr(self, "_loss_shifts_labels", False)  # of newer releases
+        return (labels[..., 1:] if shifted else labels).ne(-100).sum()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
