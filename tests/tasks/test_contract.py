@@ -255,7 +255,7 @@ def test_run_is_read_by_stock_libraries_with_the_same_predictions(
     task, rows = made.rows.task, made.rows.parts["test"]
     assert set(metrics["test"]) == set(task.metrics)
     lines = (made.recipe.output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    for name, score in evaluate(made.recipe.output).items():
+    for name, score in evaluate(made.recipe.output).scores.items():
         # Weights that are mapped from a file may be summed in another order, which a correlation can enlarge.
         assert score == pytest.approx(metrics["test"][name], rel=1e-4, abs=1e-5)
     stock: dict[str, Any] = {}
