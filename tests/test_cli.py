@@ -1,5 +1,6 @@
 """The command line: one line a fault, whole runs of every method, and resume after a kill."""
 
+import io
 import json
 import os
 import random
@@ -336,7 +337,7 @@ def test_help_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for verb in ("train", "check", "evaluate"):
+    for verb in ("train", "check", "evaluate", "predict"):
         assert verb in done.stdout
 
 
@@ -444,9 +445,45 @@ def test_evaluate_scores_another_file(finished: Callable[[str], Project], comman
     project = finished("lora")
     same = command("evaluate", project.output, project.folder / "test.jsonl", "--json")
     assert json.loads(same.out) == json.loads((project.output / "metrics.json").read_text())["test"]
-    assert "accuracy" in command("evaluate", project.output).out
+    table = command("evaluate", project.output).out
+    assert "accuracy" in table
+    for name in ("precision", "recall", "fruit", "tool", "bird"):
+        assert name in table
     project.write_rows("strange.jsonl", [{"text": "the oak is old", "label": "tree"}])
     assert_faults(command("evaluate", project.output, project.folder / "strange.jsonl"), "'tree'", "strange.jsonl")
+
+
+def test_predict_keeps_columns_and_adds_predictions(
+    finished: Callable[[str], Project], command: Run, tmp_path: Path
+) -> None:
+    project, output = finished("lora"), tmp_path / "out.csv"
+    result = command("predict", project.output, project.folder / "test.jsonl", "-o", output, "--batch-size", 4)
+    assert (result.code, result.out, result.err) == (0, "", f"{output}: 30 rows\n")
+    head, *rows = output.read_text().splitlines()
+    assert head == "text,label,predicted_label,probability_bird,probability_fruit,probability_tool"
+    assert len(rows) == 30
+    told = [json.loads(line) for line in (project.output / "predictions.jsonl").read_text().splitlines()]
+    assert [row.split(",")[2] for row in rows] == [row["predicted_label"] for row in told]
+    assert_faults(command("predict", project.output, project.folder / "test.jsonl", "-o", output), "--overwrite")
+    again = command("predict", project.output, project.folder / "test.jsonl", "-o", output, "--overwrite")
+    assert again.code == 0, again.err
+
+
+def test_predict_puts_rows_alone_on_standard_output(
+    lora_run: Project, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": "the fig is old", "id": 7}, {"text": "the saw is new"}]
+    given = "".join(json.dumps(row) + "\n" for row in rows)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+    result = command("predict", lora_run.output, "-")
+    assert (result.code, result.err) == (0, "")
+    found = [json.loads(line) for line in result.out.splitlines()]
+    added = {"predicted_label", "probabilities"}
+    assert [{name: row[name] for name in row.keys() - added} for row in found] == rows
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode() + b"{\n")))
+    broken = command("predict", lora_run.output, "-", "-o", "-")
+    assert_faults(broken, "standard input, line 3: broken JSON")
+    assert broken.out == ""
 
 
 def test_model_card_tells_data_metrics_settings_and_how_to_load(project: Project, command: Run) -> None:

@@ -30,8 +30,9 @@ def test_probabilities_are_a_struct_and_rows_are_read_back() -> None:
 
 
 def test_columns_keep_the_types_of_the_source() -> None:
-    kinds = [("n", pyarrow.int16()), ("when", pyarrow.timestamp("ms")), ("kind", pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))]  # fmt: skip
-    source = pyarrow.table({"n": [1], "when": [0], "kind": ["a"]}, schema=pyarrow.schema(kinds))
+    kind = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+    kinds = pyarrow.schema([("n", pyarrow.int16()), ("when", pyarrow.timestamp("ms")), ("kind", kind)])
+    source = pyarrow.table({"n": [1], "when": [0], "kind": ["a"]}, schema=kinds)
     found = written(source.to_pylist(), schema=source.schema).read().drop_columns(list(ADDED))
     assert found.equals(source)
 

@@ -12,6 +12,7 @@ from peft_bidora.errors import DataError
 
 ADDED: list[dict[str, Any]] = [{"predicted_label": "no", "probabilities": {"no": 0.75, "yes": 0.25}}]
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | CELLS
 
 
 def written(suffix: str, *chunks: tuple[list[str], list[dict[str, Any]], list[dict[str, Any]]]) -> bytes:
@@ -68,7 +69,7 @@ def test_cells_are_read_back_as_they_were(cells: list[str], suffix: str) -> None
     assert read("a.csv", data).rows == [{**row, "y": "z"}]
 
 
-@given(st.dictionaries(CELLS, st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | CELLS))  # fmt: skip
+@given(st.dictionaries(CELLS, VALUES))
 def test_json_lines_are_read_back_as_they_were(row: dict[str, Any]) -> None:
     row.pop("y", None)
     data = written(".jsonl", (list(row), [row], [{"y": 1}]))
