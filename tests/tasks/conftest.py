@@ -1,11 +1,21 @@
 """Tiny models with their tokenizers: of words, and of residues."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, EsmConfig, EsmModel, EsmTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    EsmConfig,
+    EsmModel,
+    EsmTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = (*SPECIAL, "good", "fine", "great", "bad", "poor", "awful", "film", "shop", "day", "very", "so")
@@ -49,3 +59,13 @@ def esm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = EsmConfig(vocab_size=len(RESIDUES), max_position_embeddings=34, **SHAPE, **options)
     EsmModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def language_model(
+    tmp_path: Path, make_language_model: Callable[[str], PreTrainedModel], make_tokenizer: Callable[[], Any]
+) -> Path:
+    """A GPT-2 of two layers and its tokenizer of byte pairs."""
+    make_tokenizer().save_pretrained(tmp_path / "language-model")
+    make_language_model("gpt2").save_pretrained(tmp_path / "language-model")
+    return tmp_path / "language-model"
