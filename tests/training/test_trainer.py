@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
 
+from peft_bidora.adapter.layer import dora_layers
 from peft_bidora.errors import NonFiniteError
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.exact_trainer import ExactTrainer
@@ -161,8 +162,22 @@ def test_no_level_reads_rows_of_another_split(make_adapted, make_rows, tmp_path,
     assert seen["lower"] == lower
     assert seen["upper"] <= held_out
     assert seen["upper"]
-    assert seen["retrain"] <= lower | held_out
+    assert seen["retrain"] == lower | held_out  # 6 steps of 4 rows are more than an epoch of 17
     assert not (seen["lower"] | seen["upper"] | seen["retrain"]) & selection
+
+
+def test_norm_is_in_the_graph_in_the_search_alone(make_adapted, make_rows, tmp_path, monkeypatch):
+    trainer = make_trainer(make_adapted(), make_rows, tmp_path)
+    found: dict[str, set[bool]] = {"search": set(), "retrain": set()}
+    compute_loss = trainer.compute_loss
+
+    def spy(model, inputs, **kwargs):
+        found[trainer.phase] |= {layer.lora_variant[name].norm_in_graph for _, layer, name in dora_layers(model)}
+        return compute_loss(model, inputs, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", spy)
+    trainer.train()
+    assert found == {"search": {True}, "retrain": {False}}
 
 
 def test_logs_hold_both_levels(make_adapted, make_rows, tmp_path):
