@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainingArguments, default_data_collat
 
 from peft_bidora.adapter.layer import dora_layers
 from peft_bidora.errors import NonFiniteError
+from peft_bidora.training import bilevel_mixin
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.exact_trainer import ExactTrainer
 from peft_bidora.training.trainer import BiDoRATrainer
@@ -178,6 +179,28 @@ def test_norm_is_in_the_graph_in_the_search_alone(make_adapted, make_rows, tmp_p
     monkeypatch.setattr(trainer, "compute_loss", spy)
     trainer.train()
     assert found == {"search": {True}, "retrain": {False}}
+
+
+def test_upper_step_replays_the_dropout_masks_of_the_training_pass(make_adapted, make_rows, tmp_path, monkeypatch):
+    trainer = make_trainer(make_adapted(dropout=0.3), make_rows, tmp_path)
+    losses: list[float] = []
+    compute_loss, step = trainer.compute_loss, bilevel_mixin.upper_step
+    compared = []
+
+    def spy(model, inputs, **kwargs):
+        loss = compute_loss(model, inputs, **kwargs)
+        losses.append(loss.item())
+        return loss
+
+    def replaying(estimator, problem, *args, **kwargs):
+        trained = losses[-1]
+        compared.extend(loss().item() == trained for loss in problem.lower_losses for _ in range(2))
+        return step(estimator, problem, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", spy)
+    monkeypatch.setattr(bilevel_mixin, "upper_step", replaying)
+    trainer.train()
+    assert compared == [True] * 6  # three upper steps, twice each
 
 
 def test_logs_hold_both_levels(make_adapted, make_rows, tmp_path):
