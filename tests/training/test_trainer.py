@@ -203,6 +203,22 @@ def test_upper_step_replays_the_dropout_masks_of_the_training_pass(make_adapted,
     assert compared == [True] * 6  # three upper steps, twice each
 
 
+@pytest.mark.parametrize("hypergradient", ["finite-difference", "one-sided", "exact", "first-order"])
+def test_magnitudes_have_no_gradient_that_clipping_of_the_lower_level_could_see(
+    make_adapted, make_rows, tmp_path, hypergradient
+):
+    found = []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            found.extend(parameter.grad for parameter in trainer.levels.magnitude.values())
+
+    options = {"hypergradient": hypergradient, "callbacks": [Look()], "max_steps": 4, "retrain_max_steps": 1}
+    trainer = make_trainer(make_adapted(), make_rows, tmp_path, **options)
+    trainer.train()
+    assert found == [None] * 4 * 5
+
+
 def test_logs_hold_both_levels(make_adapted, make_rows, tmp_path):
     trainer = make_trainer(make_adapted(), make_rows, tmp_path)
     trainer.train()
