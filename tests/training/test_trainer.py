@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
 
-from peft_bidora.adapter.layer import dora_layers
+from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
 from peft_bidora.errors import NonFiniteError
 from peft_bidora.training import bilevel_mixin
 from peft_bidora.training.arguments import BiDoRAArguments
@@ -217,6 +217,38 @@ def test_magnitudes_have_no_gradient_that_clipping_of_the_lower_level_could_see(
     trainer = make_trainer(make_adapted(), make_rows, tmp_path, **options)
     trainer.train()
     assert found == [None] * 4 * 5
+
+
+def test_orthogonality_moves_the_direction_in_the_search(make_adapted, make_rows, tmp_path):
+    found = []
+    for weight in (0.0, 100.0):
+        trainer = make_trainer(make_adapted(), make_rows, tmp_path / str(weight), orthogonality=weight)
+        trainer._search(None, tmp_path / str(weight) / "search", {})
+        found.append(values(trainer.model))
+    changed = [name for name in found[0] if not torch.equal(found[0][name], found[1][name])]
+    assert any("lora_magnitude" in name for name in changed)  # the direction is reset, the magnitudes followed it
+
+
+def test_search_keeps_its_last_magnitudes_and_the_retrain_phase_its_best(make_adapted, make_rows, tmp_path):
+    found = {}
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            found[Path(args.output_dir).name] = args.load_best_model_at_end
+
+    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 3, "callbacks": [Look()]}
+    make_trainer(make_adapted(), make_rows, tmp_path, **options).train()
+    assert found == {"search": False, "retrain": True}
+
+
+def test_loading_a_checkpoint_keeps_what_is_trained_and_how_it_computes(make_adapted, make_rows, tmp_path):
+    trainer = make_trainer(make_adapted(), make_rows, tmp_path)
+    trainer.train()
+    before = {name: parameter.requires_grad for name, parameter in trainer.model.named_parameters()}
+    assert not any(parameter.requires_grad for parameter in trainer.levels.magnitude.values())
+    trainer._load_from_checkpoint(str(tmp_path / "search" / "checkpoint-7"))
+    assert {name: parameter.requires_grad for name, parameter in trainer.model.named_parameters()} == before
+    assert {type(layer.lora_variant[name]) for _, layer, name in dora_layers(trainer.model)} == {ClosedFormDoraVariant}
 
 
 def test_logs_hold_both_levels(make_adapted, make_rows, tmp_path):
