@@ -123,8 +123,8 @@ def _faults(source: str, lines: list[_Line], width: int) -> Iterator[str]:
             ragged.setdefault(len(line.cells), []).append(line.number)
     for found, numbers in ragged.items():
         yield (
-            f"{source}: {_lines_have(numbers)} {counted(found, 'column')} ({places('line', numbers)}), but the others have"
-            f" {width}. Give each word a line of its own, with a tab between the columns."
+            f"{source}: {_lines_have(numbers)} {counted(found, 'column')} ({places('line', numbers)}), but the others"
+            f" have {width}. Give each word a line of its own, with a tab between the columns."
         )
     for what, cell in (("no word in the first column", 0), ("no tag in the last column", -1)):
         empty = [line.number for line in lines if len(line.cells) == width and not line.cells[cell]]

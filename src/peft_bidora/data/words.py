@@ -35,7 +35,9 @@ def read_tags(value: object, column: str) -> tuple[str, ...] | Fault:
             return Fault(f"an empty tag in {column!r}", "every word needs a tag. Fill them, with O for no entity.")
         name = name_of(tag)
         if name is None:
-            return Fault(f"{kind_of(tag)} among the tags in {column!r}", "a tag is a string or an integer. Convert them.")
+            return Fault(
+                f"{kind_of(tag)} among the tags in {column!r}", "a tag is a string or an integer. Convert them."
+            )
         names.append(name)
     return tuple(names)
 
