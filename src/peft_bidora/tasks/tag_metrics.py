@@ -9,7 +9,6 @@ from peft_bidora.tasks.entities import entities
 from peft_bidora.tasks.task import Array
 
 Tags = Sequence[str]
-BLOCK = 100  # resamples at once
 
 
 def entity_counts(predicted: Sequence[Tags], labels: Sequence[Tags], types: Sequence[str]) -> Array:
@@ -46,24 +45,6 @@ def tag_counts(predicted: Sequence[Tags], labels: Sequence[Tags], names: Sequenc
             counts[row, index.get(tag, -1), 1] += 1
             counts[row, index[true], 2] += tag == true
     return counts[:, :-1]
-
-
-def resampled_sums(counts: Array, rng: np.random.Generator, resamples: int) -> Array:
-    """Return the sums over the sentences of bootstrap samples: (resamples, …).
-
-    Args:
-        counts: (rows, …), what adds up over rows.
-        rng: of the draws.
-        resamples: how many samples of as many rows, drawn with replacement.
-    """
-    rows = len(counts)
-    flat = counts.reshape(rows, -1)
-    blocks = []
-    for start in range(0, resamples, BLOCK):
-        draws = rng.integers(0, rows, (min(BLOCK, resamples - start), rows))
-        times = np.stack([np.bincount(drawn, minlength=rows) for drawn in draws])
-        blocks.append(times @ flat)
-    return np.concatenate(blocks).reshape(resamples, *counts.shape[1:])
 
 
 def rates(counts: Array) -> dict[str, Array]:

@@ -85,11 +85,8 @@ def breaks_note(examples: Examples, scheme: Scheme) -> str | None:
     breaks = [] if scheme == "plain" else list(broken(examples, scheme))
     if not breaks:
         return None
-    words = counted(len(breaks), "tag")
-    return (
-        f"{examples.source}: {words} {'breaks' if len(breaks) == 1 else 'break'} {scheme} ({_shown(breaks)});"
-        " an entity is taken to begin there."
-    )
+    what = "1 tag breaks" if len(breaks) == 1 else f"{len(breaks)} tags break"
+    return f"{what} {scheme} in {examples.source} ({_shown(breaks)}); entities are read as seqeval reads them."
 
 
 def breaks_of(tags: Sequence[str], scheme: Scheme) -> Iterator[Break]:

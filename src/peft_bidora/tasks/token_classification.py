@@ -1,5 +1,6 @@
 """Tag the words of a sentence: entities in IOB1, IOB2 or BIOES, or one class a word, such as its part of speech."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -8,30 +9,36 @@ from typing import Any, ClassVar
 import numpy as np
 
 from peft_bidora.data.examples import Examples
-from peft_bidora.data.labels import label_names
-from peft_bidora.data.wording import listed, places, rows_have
+from peft_bidora.data.labels import check_labels_known, label_names
 from peft_bidora.data.words import WORDS
-from peft_bidora.errors import DataError, RecipeError
-from peft_bidora.tasks.base_model import load_weights
+from peft_bidora.errors import RecipeError
+from peft_bidora.tasks.base_model import load_weights, token_classifier
+from peft_bidora.tasks.class_weights import class_weights
 from peft_bidora.tasks.entities import OUTSIDE, rarest_types, split_tag
-from peft_bidora.tasks.logits import forward
+from peft_bidora.tasks.logits import at_least_float32, forward
+from peft_bidora.tasks.resampling import resampled
 from peft_bidora.tasks.tag_metrics import (
     accuracy,
     entity_counts,
     macro_f1,
     rate_table,
     rates,
-    resampled_sums,
     tag_counts,
 )
-from peft_bidora.tasks.tag_scheme import Scheme, breaks_note, check_scheme, recognise_scheme, scheme_tags
+from peft_bidora.tasks.tag_notes import encoding_notes
+from peft_bidora.tasks.tag_scheme import Scheme, check_scheme, recognise_scheme, scheme_tags
 from peft_bidora.tasks.tagging import Tagging, decode_tags, told_entities
 from peft_bidora.tasks.task import Array, Columns, TaskKind, TaskOptions
-from peft_bidora.tasks.word_encoding import encode_words, tokenizer_for_words, word_notes
+from peft_bidora.tasks.word_encoding import (
+    IGNORED,
+    WORDS_COLUMN,
+    encode_words,
+    tokenizer_for_words,
+    words_collator,
+    words_of,
+)
 
 NAME = "token-classification"
-IGNORED = -100  # the label of all but the first subword of a word
-WORDS_COLUMN = "words"
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,12 @@ class TokenClassification:
     Args:
         label_names: the tags, in the order of the outputs.
         scheme: how the tags mark entities; "plain" where each is a class of its own.
+        class_weights: (tags,), what a word of each tag weighs in the loss; None for 1.
     """
 
     label_names: tuple[str, ...]
     scheme: Scheme
+    class_weights: tuple[float, ...] | None = None
 
     name: ClassVar[str] = NAME
     peft_type: ClassVar[str] = "TOKEN_CLS"
@@ -76,22 +85,14 @@ class TokenClassification:
 
     def check(self, examples: Examples) -> None:
         """Raise DataError if the examples have tags that the train rows lack, or entities in another scheme."""
-        known = set(self.label_names)
-        lines = [line for tags, line in zip(examples.labels or [], examples.lines, strict=False) if set(tags) - known]
-        if lines:
-            strange = sorted(set(chain.from_iterable(examples.required_labels())) - known)
-            raise DataError(
-                f"{examples.source}: {rows_have(len(lines))} tags that the train rows lack: {listed(strange)}"
-                f" ({places(examples.unit, lines)}). The train rows have {listed(self.label_names)}. Rename them,"
-                " remove these rows, or add such rows to the train file."
-            )
+        check_labels_known(self.label_names, examples)
         check_scheme(examples, self.scheme)
 
     def load_model(self, source: str, tokenizer: Any, attention: str | None = None) -> Any:
         """Return the pretrained model in float32 with a new head, one output a tag."""
         return load_weights(
             source,
-            auto_class(),
+            token_classifier(),
             tokenizer,
             attention,
             id2label=dict(enumerate(self.label_names)),
@@ -103,44 +104,34 @@ class TokenClassification:
 
         Without tags in the examples the labels are 0 there: they mark the words.
         """
-        encoded = encode_words(_words(examples), tokenizer, max_length)
+        encoded = encode_words(words_of(examples), tokenizer, max_length)
         index = {name: position for position, name in enumerate(self.label_names)}
         labels = [[IGNORED] * len(ids) for ids in encoded.columns["input_ids"]]
         for row, firsts in enumerate(encoded.firsts):
             tags = [0] * len(firsts) if examples.labels is None else [index[tag] for tag in examples.labels[row]]
             for place, tag in zip(firsts, tags, strict=False):  # words that were cut have a tag and no place
                 labels[row][place] = tag
-        return {**encoded.columns, "labels": labels, WORDS_COLUMN: [list(words) for words in _words(examples)]}
+        return {**encoded.columns, "labels": labels, WORDS_COLUMN: [list(words) for words in words_of(examples)]}
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Any]:
         """Return the function that pads encoded rows into a batch; words, which no model reads, stay lists."""
-        from transformers import DataCollatorForTokenClassification
-
-        pad = DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)
-
-        def collate(rows: list[dict[str, Any]]) -> Any:
-            batch = pad([{name: value for name, value in row.items() if name != WORDS_COLUMN} for row in rows])
-            if WORDS_COLUMN in rows[0]:
-                batch[WORDS_COLUMN] = [row[WORDS_COLUMN] for row in rows]
-            return batch
-
-        return collate
+        return words_collator(tokenizer)
 
     def loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-        """Return the cross entropy in mean nats a word: −Σ_i log p(tag_i) / words.
+        """Return the cross entropy in mean nats a word: −Σ_i w(tag_i) log p(tag_i) / words.
 
         Args:
             outputs: has `logits`, (rows, tokens, tags).
             labels: (rows, tokens), tag indices; -100 counts for nothing.
             num_items_in_batch: words of the whole accumulated batch; None for those given here.
         """
-        import torch
         from torch.nn.functional import cross_entropy
 
-        logits = outputs["logits"]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+        logits = at_least_float32(outputs["logits"]).flatten(0, 1)
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         words = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / words
+        total = cross_entropy(logits, labels.flatten(), weight=weights, ignore_index=IGNORED, reduction="sum")
+        return total / words
 
     def decode(self, logits: Array, labels: Array | None) -> list[Tagging]:
         """Return the tags of the words of each row; the labels mark the words."""
@@ -169,8 +160,11 @@ class TokenClassification:
     ) -> dict[str, Array]:
         """Return (resamples,) values of each metric, over rows drawn with replacement."""
         words, found = self._counts(predictions, labels)
-        sums = resampled_sums(np.concatenate([words, found], axis=1), rng, resamples)
-        return self._scores(sums[:, : self.outputs], sums[:, self.outputs :])
+
+        def drawn(times: Array) -> dict[str, Array]:  # times: (draws, rows)
+            return self._scores(np.tensordot(times, words, 1), np.tensordot(times, found, 1))
+
+        return resampled(drawn, len(labels), rng, resamples)
 
     def details(self, predictions: Sequence[Tagging], labels: Sequence[tuple[str, ...]]) -> dict[str, Any]:
         """Return precision, recall and f1 by type of entity; by tag where tags are plain."""
@@ -191,8 +185,9 @@ class TokenClassification:
         return [{**row, "entities": told_entities(tagging)} for row, tagging in zip(told, predictions, strict=True)]
 
     def state(self) -> dict[str, Any]:
-        """Return the tags and their scheme."""
-        return {"label_names": list(self.label_names), "scheme": self.scheme}
+        """Return the tags and their scheme, and their weights where they have any."""
+        weights = {} if self.class_weights is None else {"class_weights": list(self.class_weights)}
+        return {"label_names": list(self.label_names), "scheme": self.scheme, **weights}
 
     def _counts(self, predictions: Sequence[Tagging], labels: Sequence[tuple[str, ...]]) -> tuple[Array, Array]:
         """Counts of words by tag, (rows, tags, 3), and of entities by type, (rows, types, 3)."""
@@ -208,49 +203,55 @@ class TokenClassification:
         return {"f1": micro["f1"], "precision": micro["precision"], "recall": micro["recall"], "accuracy": right}
 
 
-def auto_class(_config: Any = None) -> Any:
-    """Return the class that builds the model."""
-    from transformers import AutoModelForTokenClassification
-
-    return AutoModelForTokenClassification
-
-
 def fit(options: TaskOptions, train: Examples, lower: Examples) -> TokenClassification:
     """Return the task of the tags of the train rows; of entities, with every tag that the scheme has for a type.
 
+    "balanced" weights are those of the words of the lower rows.
+
     Raises:
         DataError: there is a single tag, or there are tags of no scheme, or of several.
-        RecipeError: the recipe says of classes what this task does not read.
+        RecipeError: a tag is weighed that there is not, or the recipe says what this task does not read.
     """
-    if options.class_weights != "none" or options.multi_label:
-        raise RecipeError(
-            f"classification.class_weights and classification.multi_label are not read by task={NAME}. Remove them."
-        )
+    if options.multi_label:
+        raise RecipeError(f"classification.multi_label=true: task={NAME} gives a word one tag. Leave it out.")
     if len(train.texts[0]) != 1:
         raise RecipeError(f"data.text names two columns; task={NAME} reads the words of one. Correct data.text.")
     scheme = recognise_scheme(train)
-    tags = label_names(replace(train, labels=list(chain.from_iterable(train.required_labels()))))
-    return TokenClassification(tuple(tags if scheme == "plain" else scheme_tags(tags, scheme)), scheme)
+    names = label_names(replace(train, labels=list(chain.from_iterable(train.required_labels()))))
+    names = names if scheme == "plain" else scheme_tags(names, scheme)
+
+    def balanced() -> list[float]:
+        found = Counter(chain.from_iterable(lower.required_labels()))
+        return [found.total() / (len(names) * max(found[name], 1)) for name in names]
+
+    return TokenClassification(tuple(names), scheme, class_weights(options.class_weights, names, balanced))
 
 
-def encoding_notes(task: Any, tokenizer: Any, max_length: int, name: str, examples: Examples) -> list[str]:
-    """Return a sentence on the words of a split that are cut, on those without a token, and on breaks of the scheme."""
-    fate = "not trained on" if name in ("lower", "upper") else f"tagged {task.unread!r}"
-    notes = [*word_notes(_words(examples), tokenizer, max_length, name, fate), breaks_note(examples, task.scheme)]
-    return [note for note in notes if note is not None]
+def restore(state: dict[str, Any]) -> TokenClassification:
+    """Return the task of a state."""
+    weights = state.get("class_weights")
+    return TokenClassification(
+        tuple(state["label_names"]), state["scheme"], None if weights is None else tuple(weights)
+    )
 
 
-def _words(examples: Examples) -> list[tuple[str, ...]]:
-    return [texts[0] for texts in examples.texts]
+def reading(state: dict[str, Any]) -> list[str]:
+    """Return the Python that tags words by the stock model; the tag of a word is that of its first token."""
+    return [
+        f"tags = {state['label_names']!r}",
+        'inputs = tokenizer([["..."]], is_split_into_words=True, return_tensors="pt")',
+        "tag_of_each_token = [tags[best] for best in model(**inputs).logits[0].argmax(-1)]",
+    ]
 
 
 TOKEN_CLASSIFICATION = TaskKind(
     name=NAME,
-    auto_class=auto_class,
+    auto_class=token_classifier,
     layout=lambda options, tokenizer: WORDS,
     fit=fit,
-    restore=lambda state: TokenClassification(tuple(state["label_names"]), state["scheme"]),
+    restore=restore,
     strata=lambda examples: rarest_types(examples.labels or []),
+    reading=reading,
     tokenizer=tokenizer_for_words,
     encoding_notes=encoding_notes,
 )

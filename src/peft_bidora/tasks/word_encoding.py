@@ -1,15 +1,17 @@
 """From words to subwords: token ids with, for each word, the place of its first subword."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import pre_tokenizers
 
-from peft_bidora.data.wording import counted
+from peft_bidora.data.examples import Examples
 from peft_bidora.errors import ModelError, RecipeError
 from peft_bidora.tasks.task import Columns
 
+IGNORED = -100  # the label of all but the first subword of a word
+WORDS_COLUMN = "words"  # of the rows, beside what the model reads
 PROBE = ("one", "don't", "x-2")
 
 
@@ -75,30 +77,24 @@ def encode_words(sentences: Sequence[Sequence[str]], tokenizer: Any, max_length:
     return (_encode_fast if tokenizer.is_fast else _encode_slow)(marked, tokenizer, max_length)
 
 
-def word_notes(sentences: Sequence[Sequence[str]], tokenizer: Any, max_length: int, name: str, fate: str) -> list[str]:
-    """Return a sentence on the words that are cut, and one on those that the tokenizer leaves nothing of.
+def words_collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], Any]:
+    """Return the function that pads encoded rows and their labels into a batch; a column of words stays lists."""
+    from transformers import DataCollatorForTokenClassification
 
-    Args:
-        sentences: (rows,), of words.
-        tokenizer: what `tokenizer_for_words` returned.
-        max_length: the most tokens of a row.
-        name: of the rows.
-        fate: of the words that are cut.
-    """
-    encoded = encode_words(sentences, tokenizer, max_length)
-    cut = [len(words) - len(firsts) for words, firsts in zip(sentences, encoded.firsts, strict=True)]
-    notes = []
-    if any(cut):
-        notes.append(
-            f"{counted(sum(cut), 'word')} of {counted(sum(map(bool, cut)), f'{name} row')} beyond the {max_length}"
-            f" tokens of data.max_length: {fate}."
-        )
-    if encoded.unknown:
-        notes.append(
-            f"{counted(encoded.unknown, 'word')} of the {name} rows that the tokenizer leaves nothing of: its unknown"
-            " token stands for each."
-        )
-    return notes
+    pad = DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)
+
+    def collate(rows: list[dict[str, Any]]) -> Any:
+        batch = pad([{name: value for name, value in row.items() if name != WORDS_COLUMN} for row in rows])
+        if WORDS_COLUMN in rows[0]:
+            batch[WORDS_COLUMN] = [row[WORDS_COLUMN] for row in rows]
+        return batch
+
+    return collate
+
+
+def words_of(examples: Examples) -> list[tuple[str, ...]]:
+    """Return the words of each row."""
+    return [texts[0] for texts in examples.texts]
 
 
 def _reads_as_in_text(tokenizer: Any, mark: str) -> bool:
