@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from peft_bidora.data.class_names import name_listed_classes
 from peft_bidora.data.rows import NumberedRow, RowStream
 from peft_bidora.data.table import Table, table_of_rows, unique_columns
 from peft_bidora.data.wording import listed, suggestion
@@ -109,7 +110,9 @@ def _parquet_faults(source: str) -> Iterator[None]:
 
 
 def _from_arrow(source: str, arrow: Any, digest: str | None) -> Table:
-    return table_of_rows(source, unique_columns(source, arrow.column_names), arrow.to_pylist(), digest)
+    columns, rows = unique_columns(source, arrow.column_names), arrow.to_pylist()
+    name_listed_classes(arrow.schema, rows)
+    return table_of_rows(source, columns, rows, digest)
 
 
 def _hash_of(folder: Path) -> str:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from peft_bidora.data.arrow import is_saved, read_hub, read_parquet, read_saved
+from peft_bidora.data.conll import SUFFIXES, is_conll, read_conll
 from peft_bidora.data.glue import glue_files, glue_of_file, read_glue, read_glue_hub
 from peft_bidora.data.readers import read_csv, read_json, read_json_lines, read_tsv
 from peft_bidora.data.table import Table
@@ -19,6 +20,7 @@ READERS: dict[str, Callable[[str, bytes], Table]] = {
     ".ndjson": read_json_lines,
     ".json": read_json,
     ".parquet": read_parquet,
+    **dict.fromkeys(SUFFIXES, read_conll),
 }
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -32,8 +34,9 @@ def read_table(source: str | Path, split: str = "train") -> Table:
     """Read a file, a folder or a hub data set.
 
     Args:
-        source: a file with a suffix of `READERS`; a folder with split files or from `datasets.save_to_disk`;
-            or `owner/name` or `owner/name:config` on the hub. What exists here is never looked up on the hub.
+        source: a file with a suffix of `READERS`, or a .txt that is CoNLL; a folder with split files or from
+            `datasets.save_to_disk`; or `owner/name` or `owner/name:config` on the hub. What exists here is never
+            looked up on the hub.
             The folders, files and hub names of GLUE are read as `glue` says.
         split: which split of a folder or a hub data set; a single file or a single saved `Dataset` has but one.
 
@@ -57,8 +60,8 @@ def read_table(source: str | Path, split: str = "train") -> Table:
 def find_split_files(folder: Path) -> dict[str, Path]:
     """Return the file of each split that the folder has, keyed "train", "validation" and "test".
 
-    The official folders of GLUE have their own names of files. Elsewhere a file belongs to a split
-    if its name's first word is one of `SPLIT_WORDS` and its suffix one of `READERS`.
+    The official folders of GLUE have their own names of files. Elsewhere a file belongs to a split if its name's
+    first word is one of `SPLIT_WORDS` and its suffix one of `READERS`, or .txt with the columns of CoNLL.
 
     Raises:
         DataError: two files claim one split, or no file claims any.
@@ -132,24 +135,32 @@ def reader_of(source: str, path: Path) -> Callable[[str, bytes], Table]:
     """
     if task := glue_of_file(path):
         return partial(read_glue, task=task, name=path.name)
-    reader = READERS.get(path.suffix.lower())
+    reader = _reader_of(path)
     if reader is None:
-        raise DataError(f"{source} has the unknown suffix {path.suffix!r}; known are {_known_suffixes()}. Convert it.")
+        raise DataError(
+            f"{source} has the unknown suffix {path.suffix!r}; known are {_known_suffixes()}. Convert it, or name it "
+            ".conll if each line has a word and its tag."
+        )
     return reader
+
+
+def _reader_of(path: Path) -> Callable[[str, bytes], Table] | None:
+    """Return how to read a file; a .txt or .tsv may be CoNLL, where that is beyond doubt."""
+    suffix = path.suffix.lower()
+    return read_conll if suffix in (".txt", ".tsv") and is_conll(path) else READERS.get(suffix)
 
 
 def _split_of(path: Path) -> str | None:
     word = re.split(r"[^a-z]", path.stem.lower(), maxsplit=1)[0]
-    if path.suffix.lower() not in READERS:
-        return None
-    return next((split for split, words in SPLIT_WORDS.items() if word in words), None)
+    split = next((split for split, words in SPLIT_WORDS.items() if word in words), None)
+    return split if split is not None and _reader_of(path) is not None else None
 
 
 def _names_a_path(source: str | Path) -> bool:
     """Return whether a name of nothing here was meant as a path rather than as a hub data set."""
     if isinstance(source, Path) or not HUB_NAME.fullmatch(source):
         return True
-    return source.startswith((".", "~")) or Path(source).suffix.lower() in READERS
+    return source.startswith((".", "~")) or Path(source).suffix.lower() in (*READERS, ".txt")
 
 
 def _missing(source: str, path: Path) -> str:

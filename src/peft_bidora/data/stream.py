@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from peft_bidora.data.arrow import is_saved, parquet_rows, read_parquet
+from peft_bidora.data.conll import conll_rows, read_conll
 from peft_bidora.data.glue import glue_of_file, glue_rows
 from peft_bidora.data.readers import (
     csv_rows,
@@ -28,6 +29,7 @@ STREAMED: dict[Callable[[str, bytes], Table], Callable[[str, BinaryIO], RowStrea
     read_csv: csv_rows,
     read_tsv: tsv_rows,
     read_json_lines: json_line_rows,
+    read_conll: conll_rows,
 }
 
 
@@ -50,7 +52,8 @@ class Chunks:
 def open_chunks(source: str, rows: int, split: str = "test") -> Iterator[Chunks]:
     """Open a source to read its tables one after another, by the checks of `read_table`.
 
-    CSV, TSV, JSON Lines, Parquet and the official files of GLUE are read as they are asked for, all else at once.
+    CSV, TSV, JSON Lines, CoNLL, Parquet and the official files of GLUE are read as they are asked for, all else at
+    once.
 
     Args:
         source: as in `read_table`, or `-` for JSON Lines on standard input.

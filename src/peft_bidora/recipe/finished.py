@@ -68,7 +68,7 @@ def read_run(run_folder: Path) -> FinishedRun:
         kind=kind,
         task=kind.restore(said["state"]),
         columns=Columns(tuple(said["text"]), said["label"]),
-        tokenizer=load_tokenizer(str(weights)),
+        tokenizer=kind.tokenizer(load_tokenizer(str(weights))),
         max_length=said["max_length"],
     )
 

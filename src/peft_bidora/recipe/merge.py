@@ -100,8 +100,9 @@ def _batch(run: FinishedRun) -> dict[str, Any]:
 
 def _logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     device = next(model.parameters()).device
+    inputs = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
     with torch.no_grad():
-        logits: Tensor = model(**{name: value.to(device) for name, value in batch.items()})["logits"]
+        logits: Tensor = model(**inputs)["logits"]
     return logits.float().cpu()
 
 

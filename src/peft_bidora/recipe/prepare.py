@@ -92,6 +92,7 @@ def prepare(recipe: Recipe) -> Prepared:
     source = faults.check(resolve_model, recipe.model)
     config = source and faults.check(load_config, source)
     tokenizer = source and faults.check(load_tokenizer, source)
+    tokenizer = faults.check(kind.tokenizer, tokenizer) if kind and tokenizer else None
     rows = faults.check(read_rows, recipe, kind, tokenizer, config) if kind and settled else None
     targets = kind and config and faults.check(_targets, recipe, kind, config)
     max_length = config and tokenizer and faults.check(_max_length, recipe, config, tokenizer)

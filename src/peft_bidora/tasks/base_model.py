@@ -104,6 +104,13 @@ def skeleton(config: Any, auto_class: Any) -> Any:
         ) from error
 
 
+def token_classifier(_config: Any = None) -> Any:
+    """Return the class that builds a model of tags."""
+    from transformers import AutoModelForTokenClassification
+
+    return AutoModelForTokenClassification
+
+
 def sequence_classifier(_config: Any = None) -> Any:
     """Return the class of a model with one vector of outputs a row."""
     from transformers import AutoModelForSequenceClassification

@@ -7,8 +7,11 @@ from peft_bidora.tasks.regression import REGRESSION
 from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
 from peft_bidora.tasks.task import TaskKind
 from peft_bidora.tasks.text_generation import TEXT_GENERATION
+from peft_bidora.tasks.token_classification import TOKEN_CLASSIFICATION
 
-TASKS: dict[str, TaskKind] = {task.name: task for task in (SEQUENCE_CLASSIFICATION, REGRESSION, TEXT_GENERATION)}
+TASKS: dict[str, TaskKind] = {
+    task.name: task for task in (SEQUENCE_CLASSIFICATION, REGRESSION, TOKEN_CLASSIFICATION, TEXT_GENERATION)
+}
 
 
 def find_task(name: str) -> TaskKind:

@@ -123,6 +123,7 @@ class TaskKind:
         encoding_notes: task, tokenizer, most tokens of a row, name and rows of a split -> the same of its encoding.
         learned: rows of the train file -> the rows that are learned from; a row may become several.
         scored: rows of a selection or test split -> the rows that are scored; several may become one.
+        tokenizer: makes a tokenizer ready for the task, in place or not; it is saved with the weights.
     """
 
     name: str
@@ -137,3 +138,4 @@ class TaskKind:
     encoding_notes: Callable[[Task, Any, int, str, Examples], list[str]] = lambda *_: []
     learned: Callable[[Examples], Examples] = lambda examples: examples
     scored: Callable[[Examples], Examples] = lambda examples: examples
+    tokenizer: Callable[[Any], Any] = lambda tokenizer: tokenizer
