@@ -102,6 +102,15 @@ CASES = {
         lambda number: {"sequence": peptide(number), "label": f"{number % 2 + number % 3}.5"},
         quick=("bidora",),
     ),
+    "tags": Case(
+        "token-classification",
+        "word_model",
+        lambda number: {
+            "tokens": text(number).split(),
+            "tags": ["B-PLACE" if word in (*GOOD, *BAD) else "O" for word in text(number).split()],
+        },
+        label=("tags",),
+    ),
     "completions": Case(
         "text-generation",
         "language_model",

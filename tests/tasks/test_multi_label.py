@@ -1,6 +1,7 @@
 """Several labels a row: scores against scikit-learn's, the loss, the labels of files and splits."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import AutoTokenizer
 
 from peft_bidora.data.examples import Examples
 from peft_bidora.data.faults import Fault
@@ -89,6 +91,13 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(12, 4, generator=generator, dtype=torch.float64)
     return logits, torch.randint(0, 2, (12, 4), generator=generator).float()
+
+
+def test_model_says_that_it_has_several_labels(word_model: Path) -> None:
+    model = TASK.load_model(str(word_model), AutoTokenizer.from_pretrained(word_model))
+    # transformers' pipeline takes the sigmoid of each logit then, and else a softmax over all.
+    assert model.config.problem_type == "multi_label_classification"
+    assert model.config.id2label == dict(enumerate(NAMES))
 
 
 @pytest.mark.parametrize("weights", [None, (1.0, 2.0, 0.5, 7.0)])

@@ -1,11 +1,13 @@
 """The unit of a regression, its loss and its splits."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import mse_loss
+from transformers import AutoTokenizer
 
 from peft_bidora.data.columns import Columns
 from peft_bidora.data.examples import Examples
@@ -45,6 +47,12 @@ def test_labels_are_encoded_in_standard_deviations_and_decoded_in_the_users_unit
     assert TASK.decode(np.array(columns["labels"])[:, None]) == [10.0, 18.0, 8.0]
 
 
+def test_model_says_that_it_is_a_regression(word_model: Path) -> None:
+    model = TASK.load_model(str(word_model), AutoTokenizer.from_pretrained(word_model))
+    # transformers' pipeline returns the logit of such a model, and a probability of another with one output.
+    assert (model.config.problem_type, model.config.num_labels) == ("regression", 1)
+
+
 def test_loss_is_the_mean_squared_error_of_a_row() -> None:
     logits, labels = batch()
     torch.testing.assert_close(TASK.loss({"logits": logits}, labels), mse_loss(logits[:, 0], labels))
@@ -81,7 +89,7 @@ def test_splits_keep_each_tenth_of_the_target_in_proportion_and_require_none() -
     rows = examples(np.random.default_rng(0).exponential(size=203).tolist())
     bins = quantile_bins(rows)
     assert set(bins) == set("0123456789")
-    splits = make_splits(rows, selection_fraction=0.1, upper_fraction=0.2, seed=0, strata=bins)
+    splits = make_splits(rows, selection_fraction=0.1, upper_fraction=0.2, seed=0, strata=REGRESSION.strata(rows))
     for name, fraction in (("selection", 0.1), ("upper", 0.18)):
         counts = np.bincount([int(bins[row]) for row in getattr(splits, name)], minlength=10)
         assert (abs(counts - fraction * 20.3) <= 1.5).all(), name  # off by one, after another cut by one

@@ -75,6 +75,15 @@ def test_r2_of_constant_labels_does_not_hang_on_rounding() -> None:
     assert TASK.scores([0.1, 0.1, 0.2], [0.1] * 3)["r2"] == 0.0
 
 
+def test_draws_of_one_row_alone_and_of_values_whose_squares_are_0_have_no_correlation() -> None:
+    values = np.array([0.1, 0.7, 1e9 / 3])
+    for row in np.diag([3.0, 7.0, 6.0]):
+        found = regression_scores(values, values[::-1], row)
+        assert (found["pearson"], found["spearman"]) == (0.0, 0.0)
+    tiny = np.array([1e-200, 2e-200, 1.0])
+    assert regression_scores(tiny, tiny, np.array([1.0, 1.0, 0.0]))["pearson"] == 0.0
+
+
 def test_a_single_row_has_scores() -> None:
     assert TASK.scores([2.0], [1.0]) == {"pearson": 0.0, "spearman": 0.0, "mse": 1.0, "mae": 1.0, "r2": 0.0}
 

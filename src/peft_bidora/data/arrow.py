@@ -19,8 +19,11 @@ BUFFER_BYTES = 2**20
 
 
 def read_parquet(source: str, data: bytes) -> Table:
-    """Read a Parquet file from its bytes, by the rules of `parquet_rows`."""
-    return parquet_rows(source, io.BytesIO(data))[0].table(sha256(data).hexdigest())
+    """Read a Parquet file from its bytes, by the rules of `parquet_rows`; lists of class numbers become names."""
+    stream, file = parquet_rows(source, io.BytesIO(data))
+    table = stream.table(sha256(data).hexdigest())
+    name_listed_classes(file.schema_arrow, table.rows)
+    return table
 
 
 def parquet_rows(source: str, stream: BinaryIO, batch_rows: int = BATCH_ROWS) -> tuple[RowStream, Any]:

@@ -91,11 +91,12 @@ def is_conll(path: Path) -> bool:
 
 
 def _form(head: Iterable[str]) -> _Form:
-    """Tell the form by lines that are no comments, if there are any."""
+    """Tell the form by the lines that are no comments; where all begin with `#`, by those with tabs or a tag."""
     filled = [text for text in head if text.strip()]
     by_tabs = 2 * sum("\t" in text.rstrip() for text in filled) > len(filled)
     rows = [cells for cells in (_cells(text, by_tabs) for text in filled) if cells]
-    rows = [cells for cells in rows if not cells[0].startswith("#")] or rows
+    sure = [cells for cells in rows if not cells[0].startswith("#")]
+    rows = sure or [cells for cells in rows if by_tabs or ENTITY_TAG.fullmatch(cells[-1])]
     widths = Counter(map(len, rows))
     return _Form(by_tabs, widths.most_common(1)[0][0] if widths else 1, frozenset(cells[-1] for cells in rows))
 
