@@ -41,7 +41,7 @@ def multi_label_scores(predicted: Array, labels: Array, counts: Array) -> dict[s
     return {
         "f1_micro": 2 * hits.sum(-1) / np.maximum(either.sum(-1), 1),
         "f1_macro": f1.sum(-1) / np.maximum(occurs.sum(-1), 1),
-        "subset_accuracy": counts @ (predicted == labels).mean(-1) / counts.sum(-1),
+        "subset_accuracy": counts @ (predicted == labels).all(-1) / counts.sum(-1),
     }
 
 

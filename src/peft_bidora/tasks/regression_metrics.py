@@ -43,8 +43,7 @@ def correlation(left: Array, right: Array, counts: Array) -> Array:
     """
     x, y = _scaled(_centred(left, counts)), _scaled(_centred(right, counts))
     root = np.sqrt((counts * x * x).sum(-1)) * np.sqrt((counts * y * y).sum(-1))
-    # Rounding leaves a constant a variance of 1e-33 or so, of which no correlation may be made; and the squares of
-    # values that are tiny beside one that was not drawn are 0.
+    # Rounding leaves a constant a variance of 1e-33 or so, of which no correlation may be made.
     defined = _varies(left, counts) & _varies(right, counts) & (root > 0)
     found: Array = np.clip((counts * x * y).sum(-1) / np.where(defined, root, 1), -1, 1)
     return np.where(defined, found, 0.0)
@@ -67,6 +66,8 @@ def ranks(values: Array, counts: Array) -> Array:
 
 
 def _centred(values: Array, counts: Array) -> Array:
+    # First by the plain mean: rows far from zero would otherwise lose digits.
+    values = values - values.mean(-1, keepdims=True)
     centred: Array = values - ((counts * values).sum(-1) / counts.sum(-1))[..., None]
     return centred
 
