@@ -295,6 +295,15 @@ def test_foreign_files_in_the_output_are_left_alone(project: Project, command: R
     assert list(project.output.iterdir()) == [letter]
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "manifest.json"])
+@pytest.mark.usefixtures("no_weights")
+def test_folder_with_a_file_of_the_same_name_is_no_run(name: str, project: Project, command: Run) -> None:
+    project.output.mkdir()
+    (project.output / name).write_text('{"name": "a web page"}')
+    assert_faults(command("train", project.recipe, "--overwrite"), "hold", "no run")
+    assert (project.output / name).read_text() == '{"name": "a web page"}'
+
+
 @pytest.mark.usefixtures("no_weights")
 def test_resume_needs_a_run(project: Project, command: Run) -> None:
     assert_faults(command("train", project.recipe, "--resume"), "no run to resume", str(project.output))
@@ -422,6 +431,12 @@ def test_overwrite_replaces_a_run(copied: Project, command: Run) -> None:
     result = command("train", copied.recipe, "--overwrite", "method=dora")
     assert result.code == 0, result.err
     assert json.loads((copied.output / "metrics.json").read_text())["method"] == "dora"
+
+
+def test_overwrite_leaves_what_no_run_wrote(copied: Project, command: Run) -> None:
+    (copied.output / "notes.txt").write_text("mine")
+    assert command("train", copied.recipe, "--overwrite").code == 0
+    assert (copied.output / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -17,12 +17,21 @@ from peft_bidora.recipe.prepare import Prepared, Rows
 from peft_bidora.recipe.schema import Recipe
 
 RECIPE, MANIFEST, METRICS, TASK = "recipe.yaml", "manifest.json", "metrics.json", "task.json"
+# What a run writes; the manifest, which makes the folder a run, is the last to go and the first to come.
+WRITTEN = (
+    *("search", "retrain", "adapter", "model", METRICS, TASK, RECIPE),
+    *("metrics.jsonl", "predictions.jsonl", "seconds.json", MANIFEST),
+)
 PACKAGES = ("peft-bidora", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder holds a run of ours."""
-    return (folder / RECIPE).is_file() or (folder / MANIFEST).is_file()
+    """Return whether a folder holds a run of ours: others have a recipe.yaml or a manifest.json too."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and "split_sha256" in manifest
 
 
 def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -47,11 +56,18 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def begin(prepared: Prepared) -> dict[str, Any]:
-    """Make an empty run folder with its recipe, task and manifest; return the manifest."""
+    """Make a run folder with its recipe, task and manifest; return the manifest.
+
+    Of a run that is replaced only what a run writes is removed.
+    """
     recipe, rows = prepared.recipe, prepared.rows
-    if recipe.output.exists():
-        shutil.rmtree(recipe.output)
-    recipe.output.mkdir(parents=True)
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN:
+        path = recipe.output / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     manifest = {
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "seed": recipe.seed,
@@ -59,6 +75,7 @@ def begin(prepared: Prepared) -> dict[str, Any]:
         "split_sha256": rows.split_hashes(),
         "rows": {name: len(part) for name, part in rows.parts.items()},
     }
+    write_json(recipe.output / MANIFEST, manifest)
     write_text(recipe.output / RECIPE, dump_recipe(recipe))
     task = {
         "name": rows.task.name,
@@ -68,7 +85,6 @@ def begin(prepared: Prepared) -> dict[str, Any]:
         "max_length": prepared.max_length,
     }
     write_json(recipe.output / TASK, task)
-    write_json(recipe.output / MANIFEST, manifest)
     return manifest
 
 
