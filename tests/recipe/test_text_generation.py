@@ -17,6 +17,7 @@ from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.merge import merge
 from peft_bidora.recipe.prepare import prepare
 from peft_bidora.recipe.run import run
+from peft_bidora.tasks.text_generation import TextGeneration
 
 NOUNS, VERBS = ("fox", "cat", "red", "blue"), ("runs", "sits", "say", "now")
 Rows = list[dict[str, Any]]
@@ -157,6 +158,28 @@ def test_selection_by_a_metric_of_generated_text_is_refused(make: Make) -> None:
 def test_room_for_a_prompt_is_asked_for_before_weights_are_loaded(make: Make) -> None:
     with pytest.raises(BiDoRAError, match=r"generation.max_new_tokens=48 leaves no room"):
         prepare(load_recipe(make(), ["generation.max_new_tokens=48"]))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bart"])
+def test_task_knows_its_kind_of_model_and_its_seed(architecture: str, make: Make) -> None:
+    task = prepare(load_recipe(make(architecture), ["seed=7"])).rows.task
+    assert (task.encoder_decoder, task.seed) == (architecture == "bart", 7)
+
+
+def test_rows_are_written_in_batches_of_the_size_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, predict_batch = [], TextGeneration.predict_batch
+
+    def spy(task: Any, model: Any, inputs: Any, tokenizer: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        return predict_batch(task, model, inputs, tokenizer)
+
+    monkeypatch.setattr(TextGeneration, "predict_batch", spy)
+    recipe = load_recipe(make(), ["eval_batch_size=2"])
+    run(recipe)
+    assert sizes[-2:] == [2, 1]
+    evaluate(recipe.output)
+    assert sizes[-2:] == [2, 1]
+    assert max(sizes) == 2
 
 
 def test_cut_rows_are_noted(make: Make) -> None:

@@ -11,7 +11,7 @@ from peft_bidora.tasks.text_metrics import perplexity, resample, signatures, tex
 
 TEXTS = ("The cat sat on the mat.", "A dog runs there", "", "It rains a lot in the north, it does")
 REFERENCES = (
-    ("The cat sat on a mat.", "A cat is on the mat."),
+    ("A cat is on the mat.", "The cat sat on a mat."),
     ("The dog runs in the park.",),
     ("Something.",),
     ("It rains a lot in the north.", "Rain falls in the north", "It is wet in the north, it really is"),
