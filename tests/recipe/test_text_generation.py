@@ -71,7 +71,7 @@ def test_run_from_recipe_to_folder(architecture: str, method: str, make: Make, t
     predictions = lines(tmp_path / "run/predictions.jsonl")
     assert [{key: row[key] for key in ("meaning_representation", "references")} for row in predictions] == TEST
     assert any(row["predicted_text"] for row in predictions)
-    assert evaluate(tmp_path / "run") == metrics["test"]
+    assert evaluate(tmp_path / "run").scores == metrics["test"]
     # Another process would load it by these lines; the texts are those of the run.
     scope: dict[str, Any] = {}
     exec("\n".join(metrics["loading_lines"]), {"peft": peft}, scope)
@@ -147,7 +147,7 @@ def test_evaluate_gathers_the_references_of_another_file(make: Make, tmp_path: P
     rows = [{"meaning_representation": row["meaning_representation"], "reference": reference}
             for row in TEST for reference in row["references"]]  # fmt: skip
     single.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert evaluate(tmp_path / "run", str(single)) == evaluate(tmp_path / "run")
+    assert evaluate(tmp_path / "run", str(single)).scores == evaluate(tmp_path / "run").scores
 
 
 def test_selection_by_a_metric_of_generated_text_is_refused(make: Make) -> None:
