@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    BertLMHeadModel,
     DebertaV2Config,
     DistilBertConfig,
     EsmConfig,
@@ -279,3 +280,14 @@ def test_dora_layer_that_is_not_linear_is_refused_and_no_layer_changed(target, k
     with pytest.raises(AdapterError, match=rf"{target} is {kind}; the bi-level search adapts linear layers only"):
         use_closed_form(model)
     assert not any(type(module.lora_variant[name]) is ClosedFormDoraVariant for _, module, name in dora_layers(model))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bart", "t5"])
+def test_output_of_a_language_model_is_no_task_head(architecture, make_language_model) -> None:
+    assert head_modules(make_language_model(architecture)) == []
+
+
+def test_output_of_a_language_model_may_lie_inside_a_child() -> None:
+    model = BertLMHeadModel(BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                                       intermediate_size=8, is_decoder=True))  # fmt: skip
+    assert head_modules(model) == []

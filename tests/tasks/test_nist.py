@@ -33,6 +33,11 @@ def test_matches_are_counted_against_the_most_of_any_reference() -> None:
     assert score(["a b c"], [["a b", "a c d"]]) == pytest.approx(expected)  # longer than their mean: no penalty
 
 
+def test_word_written_more_often_than_in_any_reference_matches_as_often_as_there() -> None:
+    references = [["a b c", "a d e"]]
+    assert score(["a a f"], references) == pytest.approx(math.log2(6 / 2) / 3)
+
+
 def test_penalty_is_a_half_at_two_thirds_of_the_mean_length() -> None:
     # One bigram "a b" of two words; references of 2 and 4 words have the mean 3.
     full = math.log2(6 / 2) + math.log2(2 / 2)  # (info a + info b) / 2, and a b; each stands in both references

@@ -123,8 +123,9 @@ class TextGeneration:
         return asdict(self)
 
     def _metrics(self, predictions: Sequence[Any], labels: Sequence[tuple[str, ...]]) -> dict[str, Summable]:
+        texts = tuple(each.text for each in predictions)
         nats, tokens = [each.nats for each in predictions], [each.tokens for each in predictions]
-        return {**text_metrics([each.text for each in predictions], labels), "perplexity": perplexity(nats, tokens)}
+        return {**text_metrics(texts, tuple(map(tuple, labels))), "perplexity": perplexity(nats, tokens)}
 
 
 def fit(options: TaskOptions, train: Examples, lower: Examples) -> TextGeneration:

@@ -1,8 +1,9 @@
 """Metrics of generated text against one or several references, each a function of sums over rows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft_bidora.tasks.nist import nist_score, nist_statistics
 from peft_bidora.tasks.task import Array
 
 References = Sequence[Sequence[str]]
+Texts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Summable:
         return self.score(self.rows.sum(0))
 
 
-def text_metrics(texts: Sequence[str], references: References) -> dict[str, Summable]:
+@lru_cache(maxsize=1)  # a score and its interval need the same
+def text_metrics(texts: Texts, references: tuple[Texts, ...]) -> Mapping[str, Summable]:
     """Return BLEU, chrF, NIST and ROUGE-L.
 
     bleu and chrf are sacrebleu's with its defaults (0 to 100; tokens of mteval-13a, case kept). nist counts
@@ -61,7 +64,7 @@ def perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Summable:
     return Summable(rows, lambda summed: _exp(summed[0] / summed[1]))
 
 
-def resample(metrics: dict[str, Summable], rng: np.random.Generator, resamples: int) -> dict[str, Array]:
+def resample(metrics: Mapping[str, Summable], rng: np.random.Generator, resamples: int) -> dict[str, Array]:
     """Return (resamples,) values of each metric over rows drawn with replacement, the same rows for all metrics.
 
     Args:

@@ -1,5 +1,6 @@
 """The search phase on transformers' Trainer: the upper level, added to the training loop."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from peft_bidora.adapter.attach import use_closed_form
+from peft_bidora.adapter.layer import norm_in_graph
 from peft_bidora.adapter.parameters import Levels, require_gradient, split_levels
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
 from peft_bidora.bilevel.hypergradient import BilevelProblem
@@ -54,6 +56,11 @@ class BilevelMixin(_AnyTrainer):
         self._regularizer: OrthogonalityRegularizer | None = None
         self._lower_losses: list[ReplayedLoss] = []
         self._logged_at: tuple[int, float] | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as Trainer does; during the search the row norm is a part of the graph, as the hypergradient needs."""
+        with norm_in_graph(self.model) if self.phase == "search" else nullcontext():
+            return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the lower level's optimiser as Trainer would, of the direction alone."""

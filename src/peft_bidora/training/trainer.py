@@ -12,7 +12,6 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
-from peft_bidora.adapter.layer import set_norm_in_graph
 from peft_bidora.adapter.parameters import require_gradient, restore, snapshot
 from peft_bidora.errors import CheckpointError
 from peft_bidora.training.arguments import BiDoRAArguments
@@ -80,17 +79,13 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             save_file(snapshot(direction), initial_path)
         initial = load_file(initial_path)
-        set_norm_in_graph(self.model, True)
-        try:
-            if checkpoint is not None and self._is_complete(checkpoint):
-                self._load_from_checkpoint(str(checkpoint))
-            else:
-                super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
-                self._keep_logs()
-                if not (folder / f"checkpoint-{self.state.global_step}").is_dir():
-                    self._save_checkpoint(self.model, None)
-        finally:
-            set_norm_in_graph(self.model, False)
+        if checkpoint is not None and self._is_complete(checkpoint):
+            self._load_from_checkpoint(str(checkpoint))
+        else:
+            super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+            self._keep_logs()
+            if not (folder / f"checkpoint-{self.state.global_step}").is_dir():
+                self._save_checkpoint(self.model, None)
         if self._search_args.retrain_from == "initial":
             restore(direction, initial)
 
