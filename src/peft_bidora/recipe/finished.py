@@ -62,13 +62,12 @@ def read_run(run_folder: Path) -> FinishedRun:
         )
     said = json.loads((run_folder / folder.TASK).read_text(encoding="utf-8"))
     kind = find_task(said["name"])
-    weights = run_folder / ("model" if recipe.method == "full" else "adapter")
     return FinishedRun(
         recipe=recipe,
         kind=kind,
         task=kind.restore(said["state"]),
         columns=Columns(tuple(said["text"]), said["label"]),
-        tokenizer=kind.tokenizer(load_tokenizer(str(weights))),
+        tokenizer=kind.tokenizer(load_tokenizer(str(folder.weights_folder(recipe)))),
         max_length=said["max_length"],
     )
 
@@ -77,12 +76,11 @@ def load_trained(run: FinishedRun) -> Any:
     """Return the trained model of a run, on the device that there is."""
     import torch
 
-    recipe, task = run.recipe, run.task
-    if recipe.method == "full":
-        model = task.load_model(str(recipe.output / "model"), run.tokenizer)
+    weights = folder.weights_folder(run.recipe)
+    if run.recipe.method == "full":
+        model = run.task.load_model(str(weights), run.tokenizer)
     else:
-        base = task.load_model(resolve_model(recipe.model), run.tokenizer)
-        model = load_adapter(recipe.output / "adapter", base)
+        model = load_adapter(weights, run.task.load_model(resolve_model(run.recipe.model), run.tokenizer))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return model if device is None else model.to(device)
 

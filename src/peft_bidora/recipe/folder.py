@@ -25,6 +25,11 @@ WRITTEN = (
 PACKAGES = ("peft-bidora", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
+def weights_folder(recipe: Recipe) -> Path:
+    """Return where the weights of a run lie: its adapter, or the model that was trained in full."""
+    return recipe.output / ("model" if recipe.method == "full" else "adapter")
+
+
 def is_run(folder: Path) -> bool:
     """Return whether a folder holds a run of ours: others have a recipe.yaml or a manifest.json too."""
     try:

@@ -127,12 +127,12 @@ def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any],
     """Save the adapter first, then score the test rows; metrics.json, written last, marks the run as finished."""
     recipe, task, output = prepared.recipe, prepared.rows.task, prepared.recipe.output
     peak = peak_memory_bytes()
+    weights = folder.weights_folder(recipe)
     if recipe.method == "full":
-        trainer.model.save_pretrained(output / "model")
-        prepared.tokenizer.save_pretrained(output / "model")
+        trainer.model.save_pretrained(weights)
     else:
-        save_adapter(trainer.model, output / "adapter")
-        prepared.tokenizer.save_pretrained(output / "adapter")
+        save_adapter(trainer.model, weights)
+    prepared.tokenizer.save_pretrained(weights)
     history = getattr(trainer, "log_history", None)
     if history is None:
         history = [{"phase": "retrain", **entry} for entry in trainer.state.log_history]
@@ -183,12 +183,11 @@ def loading_lines(prepared: Prepared) -> list[str]:
     recipe, task = prepared.recipe, prepared.rows.task
     auto_class = prepared.kind.auto_class(load_config(prepared.source)).__name__
     outputs = "" if task.outputs is None else f", num_labels={task.outputs}"
+    path = folder.weights_folder(recipe)
     if recipe.method == "full":
-        path = recipe.output / "model"
         imports = [f"from transformers import {auto_class}, AutoTokenizer"]
         load = f'model = {auto_class}.from_pretrained("{path}")'
     else:
-        path = recipe.output / "adapter"
         auto_class = auto_class.replace("AutoModel", "AutoPeftModel")
         imports = [f"from peft import {auto_class}", "from transformers import AutoTokenizer"]
         load = f'model = {auto_class}.from_pretrained("{path}"{outputs})'

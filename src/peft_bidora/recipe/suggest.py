@@ -1,22 +1,22 @@
 """Write a first recipe for a data file: its task is recognised by the columns and values that it has."""
 
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from peft_bidora.data.faults import is_empty
+from peft_bidora.data.columns import LABEL_NAMES
+from peft_bidora.data.faults import Fault, is_empty
 from peft_bidora.data.fields import name_of
 from peft_bidora.data.glue import glue_of_hub
+from peft_bidora.data.residues import read_residues
 from peft_bidora.data.source import find_split_files, read_table
 from peft_bidora.data.table import Table
+from peft_bidora.data.targets import read_number
+from peft_bidora.data.words import WORDS
 from peft_bidora.errors import DataError
+from peft_bidora.tasks.prompts import COMPLETION_NAMES, MESSAGES, PROMPT_NAMES
 
-PROMPTS = ("prompt", "meaning_representation", "messages", "instruction", "input")
-COMPLETIONS = ("completion", "reference", "references", "response", "output")
-TOKENS = ("tokens", "words")
-RESIDUES = re.compile("[ACDEFGHIKLMNPQRSTVWXYBZUO]{5,}")
 MANY_CLASSES = 50
 
 TEMPLATE = """\
@@ -50,12 +50,10 @@ def suggest_recipe(data: str) -> tuple[str, str]:
     """
     table = read_table(data)
     task, hints = recognise(table)
-    protein = "protein" in hints
     name = Path(data).stem or "data"
-    lines = [*_split_lines(data), *(f"  {key}: {value}" for key, value in hints.items() if key != "protein")]
-    if protein:
-        lines.append("  sequences: protein")
-    model = {"text-generation": "gpt2"}.get(task, "facebook/esm2_t6_8M_UR50D" if protein else "builtin:minilm")
+    lines = [*_split_lines(data), *(f"  {key}: {value}" for key, value in hints.items())]
+    encoder = "facebook/esm2_t6_8M_UR50D" if "sequences" in hints else "builtin:minilm"
+    model = "gpt2" if task == "text-generation" else encoder
     text = TEMPLATE.format(
         model=model,
         task=task,
@@ -72,14 +70,12 @@ def recognise(table: Table) -> tuple[str, dict[str, Any]]:
     Raises:
         DataError: it has no columns that tell.
     """
-    if _has(table, TOKENS):
+    if _has(table, WORDS.text_names):
         return "token-classification", {}
-    if "messages" in table.columns or (_has(table, PROMPTS) and _has(table, COMPLETIONS)):
+    completions = set(COMPLETION_NAMES) - set(LABEL_NAMES)
+    if MESSAGES in table.columns or (_has(table, PROMPT_NAMES) and _has(table, completions)):
         return "text-generation", {}
-    label = next(
-        (name for name in ("label", "labels", "class", "category", "target", "score", "y") if name in table.columns),
-        None,
-    )
+    label = next((name for name in (*LABEL_NAMES, "score") if name in table.columns), None)
     if label is None:
         raise DataError(
             f"{table.source} has the columns {', '.join(table.columns)}; expected a label, tokens, messages, or a"
@@ -88,7 +84,7 @@ def recognise(table: Table) -> tuple[str, dict[str, Any]]:
     values = [row[label] for row in table.rows if not is_empty(row.get(label))]
     hints: dict[str, Any] = {"label": label}
     if _is_protein(table):
-        hints["protein"] = True
+        hints["sequences"] = "protein"
     task = "regression" if _are_numbers(values) else "sequence-classification"
     return task, hints
 
@@ -109,27 +105,19 @@ def _split_lines(data: str) -> list[str]:
     return ["  test_fraction: 0.2  # or name a file as test"]
 
 
-def _has(table: Table, names: Sequence[str]) -> bool:
+def _has(table: Table, names: Iterable[str]) -> bool:
     return any(name in table.columns for name in names)
 
 
 def _is_protein(table: Table) -> bool:
-    texts = [row.get("sequence") for row in table.rows]
-    return "sequence" in table.columns and all(isinstance(text, str) and RESIDUES.fullmatch(text) for text in texts)
+    return "sequence" in table.columns and not any(
+        isinstance(read_residues(row.get("sequence"), "sequence"), Fault) for row in table.rows
+    )
 
 
 def _are_numbers(values: list[object]) -> bool:
     """Whether labels are quantities: numbers with fractions, or more whole ones than classes are."""
-    numbers = [_number(value) for value in values]
-    if not numbers or any(number is None for number in numbers):
+    numbers = [read_number(value, "") for value in values]
+    if not numbers or any(isinstance(number, Fault) for number in numbers):
         return False
     return any(name_of(number) is None for number in numbers) or len(set(numbers)) > MANY_CLASSES
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None

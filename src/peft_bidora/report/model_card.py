@@ -74,7 +74,7 @@ def write_model_card(run_folder: Path) -> Path:
     from huggingface_hub import ModelCard, ModelCardData
 
     recipe, metrics, manifest = _read(run_folder)
-    base, path = _base(recipe), weights_folder(run_folder, recipe)
+    base, path = _base(recipe), folder.weights_folder(recipe)
     card_data = ModelCardData(
         base_model=None if ":" in base else base,
         library_name="transformers" if recipe.method == "full" else "peft",
@@ -116,7 +116,7 @@ def push_to_hub(run_folder: Path, name: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    api, path = HfApi(), weights_folder(run_folder, _read(run_folder)[0])
+    api, path = HfApi(), folder.weights_folder(_read(run_folder)[0])
     try:
         api.create_repo(name, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=path, commit_message="Add the weights of a run"))
@@ -127,17 +127,12 @@ def push_to_hub(run_folder: Path, name: str) -> str:
         ) from error
 
 
-def weights_folder(run_folder: Path, recipe: Recipe) -> Path:
-    """Return where the weights of a run lie."""
-    return run_folder / ("model" if recipe.method == "full" else "adapter")
-
-
 def _read(run_folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
     values = yaml.safe_load((run_folder / folder.RECIPE).read_text(encoding="utf-8"))
     metrics, manifest = (
         json.loads((run_folder / name).read_text(encoding="utf-8")) for name in (folder.METRICS, folder.MANIFEST)
     )
-    return Recipe.model_validate(values), metrics, manifest
+    return Recipe.model_validate({**values, "output": run_folder}), metrics, manifest
 
 
 def _base(recipe: Recipe) -> str:
