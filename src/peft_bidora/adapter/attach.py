@@ -47,19 +47,21 @@ class AdapterOptions:
 def head_modules(model: nn.Module) -> list[str]:
     """Return the names of the task head: the children that have parameters and stand beside the base model.
 
-    A pooler inside the base model came with its weights and stays frozen; one beside it is new and is trained.
+    A pooler inside the base model came with its weights and stays frozen; one beside it is new and is trained, and so
+    is what the model lists as `new_modules`, for which it had no weights.
     What holds the output of a language model came with its weights too, and is no task head.
     """
     prefix, output = getattr(model, "base_model_prefix", ""), _output(model)
     if not hasattr(model, prefix):
         return []
-    return [
+    beside = [
         name
         for name, child in model.named_children()
         if name != prefix
         and any(True for _ in child.parameters())
         and not any(module is output for module in child.modules())
     ]
+    return [*beside, *getattr(model, "new_modules", ())]
 
 
 def resolve_target_modules(model: nn.Module, target_modules: str | Sequence[str] | None) -> list[str]:
@@ -76,7 +78,9 @@ def resolve_target_modules(model: nn.Module, target_modules: str | Sequence[str]
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name.split(".")[0] not in head and module is not _output(model)
+        if isinstance(module, nn.Linear | Conv1D)
+        and not any(f"{name}.".startswith(f"{part}.") for part in head)
+        and module is not _output(model)
     ]
     endings = sorted({name.split(".")[-1] for name in names})
     if target_modules == "all-linear":

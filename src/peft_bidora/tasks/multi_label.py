@@ -58,8 +58,7 @@ class MultiLabelClassification:
             tokenizer,
             attention,
             problem_type="multi_label_classification",
-            id2label=dict(enumerate(self.label_names)),
-            label2id={name: index for index, name in enumerate(self.label_names)},
+            label_names=self.label_names,
         )
 
     def encode(self, examples: Examples, tokenizer: Any, max_length: int) -> Columns:

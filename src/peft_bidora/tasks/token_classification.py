@@ -95,8 +95,7 @@ class TokenClassification:
             token_classifier(),
             tokenizer,
             attention,
-            id2label=dict(enumerate(self.label_names)),
-            label2id={name: index for index, name in enumerate(self.label_names)},
+            label_names=self.label_names,
         )
 
     def encode(self, examples: Examples, tokenizer: Any, max_length: int) -> Columns:
