@@ -574,6 +574,24 @@ def test_merged_run_predicts_the_same_in_a_pipeline(
     assert command("merge", project.output, "-o", tmp_path / "merged", "--overwrite", "--dtype", "bfloat16").code == 0
 
 
+def test_merge_never_replaces_what_no_merge_wrote(
+    finished: Callable[[str], Project], command: Run, tmp_path: Path
+) -> None:
+    run = finished("lora").output
+    for folder in (tmp_path / "own", run.parent):
+        folder.mkdir(exist_ok=True)
+        (folder / "thesis.txt").write_text("mine")
+        before = sorted(path.name for path in folder.iterdir())
+        assert_faults(command("merge", run, "-o", folder, "--overwrite"), "holds what no merge wrote")
+        assert sorted(path.name for path in folder.iterdir()) == before
+    assert command("merge", run, "-o", tmp_path / "merged").code == 0
+    (tmp_path / "merged" / "thesis.txt").write_text("mine")
+    again = command("merge", run, "-o", tmp_path / "merged", "--overwrite")
+    assert_faults(again, "holds what no merge wrote, thesis.txt")
+    (tmp_path / "file").write_text("mine")
+    assert_faults(command("merge", run, "-o", tmp_path / "file", "--overwrite"), "is a file")
+
+
 def test_run_becomes_a_lora_adapter_with_the_error_of_each_layer(
     finished: Callable[[str], Project], command: Run, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Turn a finished run into weights, or an adapter, that any server loads."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from peft_bidora.adapter.export import convert_to_lora, merge_adapter, save_adap
 from peft_bidora.data.source import read_table
 from peft_bidora.errors import AdapterError, RecipeError
 from peft_bidora.recipe.finished import FinishedRun, load_trained, read_run, tabulated
+from peft_bidora.recipe.folder import write_json
 from peft_bidora.tasks.base_model import resolve_model
 
 ROWS = 16
+RECORD = "merge.json"  # what was merged, and the files that stand for it
 TOLERANCE = 1e-4  # float32: what folding the scale into the weight may round
 
 
@@ -49,7 +52,7 @@ def merge(
         output: the folder to make.
         lora_rank: None for merged weights, else the rank of a LoRA adapter for servers that know no DoRA.
         dtype: of the merged weights, float32 or bfloat16.
-        overwrite: replace what is in the output folder.
+        overwrite: replace an earlier merge in the output folder; what else is there is never removed.
 
     Raises:
         BiDoRAError: the run is not finished or has nothing to merge, the output is taken, or the merged weights in
@@ -57,8 +60,7 @@ def merge(
     """
     if dtype not in ("float32", "bfloat16"):
         raise RecipeError(f"dtype={dtype}: expected float32 or bfloat16.")
-    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
-        raise RecipeError(f"{output} exists already. Replace it by --overwrite, or name another folder.")
+    _check_output(output, overwrite)
     run = read_run(run_folder)
     if run.recipe.method == "full":
         raise AdapterError(f"{run_folder} was trained in full: its weights in {run_folder / 'model'} need no merging.")
@@ -80,7 +82,27 @@ def merge(
         else:
             save_adapter(merged, folder)
         run.tokenizer.save_pretrained(folder)
+        files = sorted(path.name for path in folder.iterdir())
+        write_json(
+            folder / RECORD, {"run": str(run_folder), "difference": difference, "errors": errors, "files": files}
+        )
     return Merged(output, len(batch["input_ids"]), difference, errors)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Raise RecipeError unless the output is free, or holds an earlier merge and nothing else."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not output.is_dir():
+        raise RecipeError(f"{output} is a file; expected a folder to make. Name another.")
+    try:
+        written = {RECORD, *json.loads((output / RECORD).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        written = set()
+    if foreign := sorted(path.name for path in output.iterdir() if path.name not in written):
+        raise RecipeError(f"{output} holds what no merge wrote, {', '.join(foreign[:5])}. Name another folder.")
+    if not overwrite:
+        raise RecipeError(f"{output} exists already. Replace it by --overwrite, or name another folder.")
 
 
 def _lora_model(run: FinishedRun, model: Any, rank: int) -> Any:
