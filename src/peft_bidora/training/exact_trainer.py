@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.bilevel.randomness import preserved_random_state
 from peft_bidora.errors import NonFiniteError
-from peft_bidora.training.checkpoint import last_whole_checkpoint
+from peft_bidora.training.checkpoint import last_whole_checkpoint, read_state
 
 # These losses ignore num_items_in_batch although their models accept it, so that Trainer would not divide them.
 _MEAN_LOSSES = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForImageClassification")
@@ -24,13 +24,15 @@ class ExactTrainer(Trainer):
     The loss of a model that generates text is the mean over label tokens: of the whole accumulated batch in training,
     of all rows in an evaluation, where Trainer would take the mean of the batches' means.
 
-    With `logging_nan_inf_filter=False` a training loss that is not finite ends the run at the next logging step.
+    Trained parameters that are not finite end a run before they are saved. With `logging_nan_inf_filter=False` a
+    training loss that is not finite ends it at the next logging step.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if self.compute_loss_func is None and getattr(model, "loss_type", None) in _MEAN_LOSSES:
+        smoothed = self.label_smoother is not None  # which divides by num_items_in_batch itself
+        if self.compute_loss_func is None and not smoothed and getattr(model, "loss_type", None) in _MEAN_LOSSES:
             self.loss_is_scaled_for_ga = False
         generates = hasattr(model, "can_generate") and model.can_generate()
         own = self.compute_loss_func is None and self.label_smoother is None and self.args.n_gpu <= 1
@@ -72,12 +74,38 @@ class ExactTrainer(Trainer):
             self._evaluated = None
         return output
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Train as Trainer does; True goes on from the last whole checkpoint, or begins where there is none."""
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Train as Trainer does; True goes on from the last whole checkpoint, or begins where there is none.
+
+        From the checkpoint of the last step there is nothing to train: its model is taken over, or the best one.
+
+        Raises:
+            NonFiniteError: a trained parameter is infinite or not a number.
+        """
         if resume_from_checkpoint is True:
             last = last_whole_checkpoint(Path(self.args.output_dir))
             resume_from_checkpoint = None if last is None else str(last)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if resume_from_checkpoint and self._is_last(Path(resume_from_checkpoint)):
+            return self._take_over(Path(resume_from_checkpoint))
+        output = super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
+        self._require_finite_parameters()
+        return output
+
+    def _is_last(self, checkpoint: Path) -> bool:
+        """Return whether a phase ended at a checkpoint."""
+        state = read_state(checkpoint)
+        return int(state.global_step) >= int(state.max_steps)
+
+    def _take_over(self, checkpoint: Path) -> TrainOutput:
+        """Leave what the phase that ended at a checkpoint left in the model."""
+        self.state = read_state(checkpoint)
+        self._load_from_checkpoint(str(checkpoint))
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None:
+            self.state.best_model_checkpoint = str(checkpoint.parent / Path(best).name)  # the run may have moved
+            self._load_best_model()
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        return TrainOutput(self.state.global_step, losses[-1] if losses else math.nan, {})
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as Trainer does; the generators that training draws from are left as they were."""
@@ -105,6 +133,7 @@ class ExactTrainer(Trainer):
         transformers saves a model under the names of the file that it came from, and Trainer loads a checkpoint by
         those of the modules: what an old file calls LayerNorm.gamma would be left as it is, unseen.
         """
+        self._require_finite_parameters()
         renamed = getattr(self.model, "_weight_conversions", None)
         if renamed is None or hasattr(self.model, "peft_config"):
             super()._save_checkpoint(model, trial)
@@ -114,6 +143,16 @@ class ExactTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.model._weight_conversions = renamed
+
+    def _require_finite_parameters(self) -> None:
+        trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        finite = torch.stack([value.detach().isfinite().all() for value in trained.values()]).tolist()
+        if not all(finite):
+            name = next(name for name, is_finite in zip(trained, finite, strict=True) if not is_finite)
+            raise NonFiniteError(
+                f"step {self.state.global_step} in {self.args.output_dir}: {name} holds values that are not finite."
+                " Lower the learning rate, set max_grad_norm, or train in float32. The checkpoints before it are kept."
+            )
 
     def _label_tokens(self, inputs: dict[str, Any]) -> Tensor:
         """Count the labels as Trainer counts num_items_in_batch."""

@@ -1,6 +1,7 @@
 """BiDoRA on transformers' Trainer: the search phase, then the retrain phase."""
 
 import copy
+import json
 import logging
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch.utils.data import ConcatDataset
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -16,12 +17,13 @@ from peft_bidora.adapter.parameters import require_gradient, restore, snapshot
 from peft_bidora.errors import CheckpointError
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.bilevel_mixin import BilevelMixin
-from peft_bidora.training.checkpoint import checkpoint_step, last_whole_checkpoint
+from peft_bidora.training.checkpoint import checkpoint_step, last_whole_checkpoint, read_state
 from peft_bidora.training.exact_trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
 
 INITIAL_DIRECTION_NAME = "initial_direction.safetensors"
+ENDED_NAME = "ended.json"  # the step at which the search ended
 
 
 class BiDoRATrainer(BilevelMixin, ExactTrainer):
@@ -44,7 +46,7 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
         self._search_args: BiDoRAArguments = self.args
         self.log_history: list[dict[str, Any]] = []
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Run the search phase, then the retrain phase.
 
         Args:
@@ -58,12 +60,15 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
         lower_dataset, output = self.train_dataset, Path(self._search_args.output_dir)
         search, retrain = self._resume_points(resume_from_checkpoint, output)
         try:
+            self.log_history = []
             if retrain is None:
                 self._search(search, output / "search", kwargs)
+            elif searched := last_whole_checkpoint(output / "search"):
+                self._keep_logs("search", read_state(searched))
             self._enter("retrain", _retrain_arguments(self._search_args, output / "retrain"))
             self.train_dataset = _concatenate(lower_dataset, self.upper_dataset)
             result = super().train(resume_from_checkpoint=str(retrain) if retrain else None, **kwargs)
-            self._keep_logs()
+            self._keep_logs("retrain", self.state)
         finally:
             self.args, self.train_dataset = self._search_args, lower_dataset
         return result
@@ -73,19 +78,18 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
         args = copy.copy(self._search_args)
         args.output_dir, args.load_best_model_at_end = str(folder), False
         self._enter("search", args)
-        initial_path = folder / INITIAL_DIRECTION_NAME
+        initial_path, ended_path = folder / INITIAL_DIRECTION_NAME, folder / ENDED_NAME
         direction = self.levels.direction
         if checkpoint is None:
             folder.mkdir(parents=True, exist_ok=True)
+            ended_path.unlink(missing_ok=True)
             save_file(snapshot(direction), initial_path)
         initial = load_file(initial_path)
-        if checkpoint is not None and self._is_complete(checkpoint):
-            self._load_from_checkpoint(str(checkpoint))
-        else:
-            super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
-            self._keep_logs()
-            if not (folder / f"checkpoint-{self.state.global_step}").is_dir():
-                self._save_checkpoint(self.model, None)
+        super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+        self._keep_logs("search", self.state)
+        if not (folder / f"checkpoint-{self.state.global_step}").is_dir():
+            self._save_checkpoint(self.model, None)
+        ended_path.write_text(json.dumps({"step": self.state.global_step}), encoding="utf-8")
         if self._search_args.retrain_from == "initial":
             restore(direction, initial)
 
@@ -102,18 +106,20 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
                 )
         set_seed(args.seed + (1 if phase == "retrain" else 0))
 
-    def _is_complete(self, checkpoint: Path) -> bool:
-        state = self.state.load_from_json(str(checkpoint / "trainer_state.json"))
-        return checkpoint_step(checkpoint) >= int(state.max_steps)
+    def _is_last(self, checkpoint: Path) -> bool:
+        """Return whether a phase ended at a checkpoint; a callback may have stopped the search before its last step."""
+        ended_path = checkpoint.parent / ENDED_NAME
+        stopped = ended_path.is_file() and json.loads(ended_path.read_text(encoding="utf-8"))["step"]
+        return super()._is_last(checkpoint) or stopped == checkpoint_step(checkpoint)
 
-    def _keep_logs(self) -> None:
-        self.log_history += [{"phase": self.phase, **entry} for entry in self.state.log_history]
+    def _keep_logs(self, phase: str, state: TrainerState) -> None:
+        self.log_history += [{"phase": phase, **entry} for entry in state.log_history]
 
-    def _resume_points(self, resume: str | bool | None, output: Path) -> tuple[Path | None, Path | None]:
+    def _resume_points(self, resume: str | Path | bool | None, output: Path) -> tuple[Path | None, Path | None]:
         """Return the checkpoints to resume the search and the retrain phase from."""
         if not resume:
             return None, None
-        if isinstance(resume, str):
+        if isinstance(resume, str | Path):
             return (None, Path(resume)) if Path(resume).parent.name == "retrain" else (Path(resume), None)
         retrain = last_whole_checkpoint(output / "retrain")
         search = None if retrain else last_whole_checkpoint(output / "search")
