@@ -1,9 +1,11 @@
-"""Train LoRA, DoRA and BiDoRA on one real data set over seeds, interleaved, each in a process of its own.
+"""Train LoRA, DoRA and BiDoRA on real data sets over seeds, interleaved, each in a process of its own.
 
-    python benchmarks/methods.py --data-dir DIR --name trec6-500 --rows 500 --seeds 3
+    python benchmarks/methods.py --data-dir DIR --sets cola rte --rows 1000 --seeds 3
+    python benchmarks/methods.py --table
 
-DIR has train.jsonl and test.jsonl, or validation.jsonl, which then serves as the test file. All methods see the same
-splits of a seed and keep the checkpoint that is best on the selection split; nothing is tuned here.
+DIR/SET has train.jsonl and test.jsonl, or validation.jsonl, which then serves as the test file. All methods see the
+same splits of a seed and keep the checkpoint that is best on the selection split; nothing is tuned here. Each set has a
+file of results of its own, `results/methods-SET-ROWS.json`; `--table` prints all of them as Markdown.
 """
 
 import argparse
@@ -15,40 +17,72 @@ from pathlib import Path
 from statistics import mean, median, pstdev
 from typing import Any
 
+RESULTS = Path(__file__).parent / "results"
 METHODS = ("lora", "dora", "bidora")
+CLASSES, REGRESSION, ENTITIES = "sequence-classification", "regression", "token-classification"
+# The task of each set and the metric that its papers report.
+SETS: dict[str, tuple[str, str]] = {
+    "cola": (CLASSES, "matthews"),
+    "rte": (CLASSES, "accuracy"),
+    "mrpc": (CLASSES, "accuracy"),
+    "stsb": (REGRESSION, "pearson"),
+    "sst2": (CLASSES, "accuracy"),
+    "trec6": (CLASSES, "accuracy"),
+    "reuters_r8": (CLASSES, "accuracy"),
+    "wnut17": (ENTITIES, "f1"),
+    "jnlpba": (ENTITIES, "f1"),
+    "mic_ecoli": (REGRESSION, "mse"),
+    "bbp": (CLASSES, "accuracy"),
+}
+PROTEINS = ("mic_ecoli", "bbp")
 
 
 def main() -> None:
-    """Run, print a table and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--rows", type=int)
+    """Run, print the figures and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--rows", type=int, help="train rows, drawn before the upper split is; all unless set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("overrides", nargs="*", help="recipe keys, such as search.steps=60")
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="recipe keys, such as search.steps=60")
+    parser.add_argument("--table", action="store_true", help="print what was measured before, and run nothing")
     options = parser.parse_args()
-    test = options.data_dir / "test.jsonl"
-    test = test if test.exists() else options.data_dir / "validation.jsonl"
-    recipe = {
-        "model": "builtin:minilm",
-        "data": {"train": str(options.data_dir / "train.jsonl"), "test": str(test), "max_train_rows": options.rows},
-    }
+    if options.table:
+        print(table([json.loads(path.read_text()) for path in sorted(RESULTS.glob("methods-*.json"))]))
+        return
+    if options.data_dir is None:
+        parser.error("--data-dir is missing")
+    for name in options.sets:
+        measured = measure(name, options)
+        (RESULTS / f"methods-{name}-{options.rows or 'all'}.json").write_text(json.dumps(measured, indent=2) + "\n")
+        print(table([measured]), flush=True)
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the runs of every method on a set, seed by seed, and their summary."""
+    (task, metric), data = SETS[name], options.data_dir / name
+    test = next(path for path in (data / "test.jsonl", data / "validation.jsonl") if path.exists())
+    rows = {"train": str(data / "train.jsonl"), "test": str(test), "max_train_rows": options.rows}
+    if name in PROTEINS:
+        rows["sequences"] = "protein"
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
-        path.write_text(json.dumps({**recipe, "output": f"{folder}/run"}))  # JSON is YAML
+        recipe = {"model": "builtin:minilm", "task": task, "data": rows, "output": f"{folder}/run"}
+        path.write_text(json.dumps(recipe))  # JSON is YAML
         for seed in range(options.seeds):
             for method in options.methods:
                 overrides = [f"method={method}", f"seed={seed}", f"output={folder}/{method}-{seed}"]
                 runs.append({"seed": seed, **train(path, [*options.overrides, *overrides])})
-                print(json.dumps({key: runs[-1][key] for key in ("method", "seed", "test", "seconds")}), flush=True)
-    rows = [summary(runs, method) for method in options.methods]
-    for row in rows:
-        print(row)
-    output = Path(__file__).parent / "results" / f"methods-{options.name}.json"
-    settings = {"rows": options.rows, "overrides": options.overrides}
-    output.write_text(json.dumps({"settings": settings, "summary": rows, "runs": runs}, indent=2) + "\n")
+                said = {key: runs[-1][key][metric]["value"] for key in ("selection", "test") if runs[-1][key]}
+                print(name, seed, method, said, round(runs[-1]["seconds"]), flush=True)
+    settings = {"set": name, "task": task, "metric": metric, "rows": options.rows, "overrides": options.overrides}
+    return {
+        "settings": settings,
+        "summary": [summary(runs, method, metric) for method in options.methods],
+        "runs": runs,
+    }
 
 
 def train(recipe: Path, overrides: list[str]) -> dict[str, Any]:
@@ -58,22 +92,42 @@ def train(recipe: Path, overrides: list[str]) -> dict[str, Any]:
     if finished.returncode:
         raise SystemExit(finished.stderr)
     metrics = json.loads(finished.stdout)
-    return {key: metrics[key] for key in ("method", "test", "seconds", "peak_memory_bytes", "trainable_parameters")}
+    keys = ("method", "selection", "test", "seconds", "peak_memory_bytes", "trainable_parameters")
+    return {key: metrics.get(key) for key in keys}
 
 
-def summary(runs: list[dict[str, Any]], method: str) -> dict[str, Any]:
-    """Return the mean accuracy over seeds, and the median time as a ratio to LoRA's of the same seed."""
+def summary(runs: list[dict[str, Any]], method: str, metric: str) -> dict[str, Any]:
+    """Return the mean of the metric over seeds, and the median time as a ratio to LoRA's of the same seed."""
     own = [run for run in runs if run["method"] == method]
     lora = {run["seed"]: run["seconds"] for run in runs if run["method"] == "lora"}
-    accuracy = [run["test"]["accuracy"]["value"] for run in own]
+    values = [run["test"][metric]["value"] for run in own]
     return {
         "method": method,
-        "accuracy": round(mean(accuracy), 4),
-        "standard_deviation": round(pstdev(accuracy), 4),
+        "mean": round(mean(values), 4),
+        "standard_deviation": round(pstdev(values), 4),
         "seconds": round(median(run["seconds"] for run in own), 1),
         "time_over_lora": round(median(run["seconds"] / lora[run["seed"]] for run in own), 2) if lora else None,
         "peak_memory_mib": round(median(run["peak_memory_bytes"] for run in own) / 2**20),
     }
+
+
+def table(measured: list[dict[str, Any]]) -> str:
+    """Return Markdown: a row a set, the mean ± standard deviation of each method and its time over LoRA's."""
+    lines = [
+        "| set | train rows | seeds | metric | " + " | ".join(f"{name} | time" for name in METHODS) + " |",
+        "| --- " * (4 + 2 * len(METHODS)) + "|",
+    ]
+    for one in measured:
+        settings, found = one["settings"], {row["method"]: row for row in one["summary"]}
+        seeds = len({run["seed"] for run in one["runs"]})
+        cells = [settings["set"], settings["rows"] or "all", seeds, settings["metric"]]
+        for name in METHODS:
+            row = found.get(name)
+            score = row and f"{row['mean']:.3f} ± {row['standard_deviation']:.3f}"
+            time = row and (f"{row['seconds']:.0f} s" if name == "lora" else f"× {row['time_over_lora']}")
+            cells += [score or "–", time or "–"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -66,5 +66,48 @@ def test_preserved_state_is_put_back_also_on_error():
 def test_capture_does_not_initialise_cuda():
     if torch.cuda.is_initialized():
         pytest.skip("another test has used CUDA already")
-    assert capture_random_state().cuda == ()
+    assert capture_random_state().devices == ()
     assert not torch.cuda.is_initialized()
+
+
+class OneDevice:
+    """An accelerator with one generator, as torch.mps has."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(3)
+
+    def get_rng_state(self) -> torch.Tensor:
+        return self.generator.get_state()
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        self.generator.set_state(state)
+
+
+class TwoDevices:
+    """An accelerator with two generators, as torch.cuda and torch.xpu may have."""
+
+    def __init__(self) -> None:
+        self.devices = [OneDevice(), OneDevice()]
+        self.generator = self.devices[1].generator
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def get_rng_state_all(self) -> list[torch.Tensor]:
+        return [device.get_rng_state() for device in self.devices]
+
+    def set_rng_state_all(self, states: list[torch.Tensor]) -> None:
+        for device, state in zip(self.devices, states, strict=True):
+            device.set_rng_state(state)
+
+
+@pytest.mark.parametrize("accelerator", [OneDevice, TwoDevices])
+def test_generators_of_an_accelerator_are_replayed_and_left_as_they_were(monkeypatch, accelerator):
+    devices = accelerator()
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("xpu"))
+    monkeypatch.setattr(torch, "get_device_module", lambda _: devices)
+    loss = ReplayedLoss(lambda: torch.rand(1, generator=devices.generator), capture_random_state())
+    first = loss()
+    drawn = torch.rand(1, generator=devices.generator)
+    assert torch.equal(drawn, first)  # the evaluation drew nothing from the generator
+    assert torch.equal(loss(), first)

@@ -1,6 +1,10 @@
 """The mixin in front of a Trainer that is not ours."""
 
-from transformers import Trainer, default_data_collator
+import pytest
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerCallback, default_data_collator
 
 from peft_bidora.adapter.layer import dora_layers
 from peft_bidora.training.arguments import BiDoRAArguments
@@ -21,14 +25,71 @@ def norms_in_graph(model) -> bool:
     return states.pop()
 
 
+def arguments(output, **changes) -> BiDoRAArguments:
+    options = {"max_steps": 2, "lower_steps": 1, "per_device_train_batch_size": 4, "save_strategy": "no"}
+    return BiDoRAArguments(
+        str(output),
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **{**options, **changes},
+    )
+
+
 def test_norm_is_in_the_graph_during_the_search_alone(make_adapted, make_rows, tmp_path) -> None:
-    args = BiDoRAArguments(
-        str(tmp_path), max_steps=2, lower_steps=1, per_device_train_batch_size=4, save_strategy="no", report_to=[],
-        disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
-    )  # fmt: skip
     trainer = PlainTrainer(
-        make_adapted(), args, default_data_collator, make_rows(8, seed=1), upper_dataset=make_rows(8, seed=2)
+        make_adapted(),
+        arguments(tmp_path),
+        default_data_collator,
+        make_rows(8, seed=1),
+        upper_dataset=make_rows(8, seed=2),
     )
     trainer.train()
     assert trainer.seen == [True, True]
     assert not norms_in_graph(trainer.model)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from ()
+
+
+def test_what_would_go_round_the_levels_is_refused(make_adapted, make_rows, tmp_path) -> None:
+    def make(model=None, **changes) -> PlainTrainer:
+        rows = {"train_dataset": make_rows(8), "upper_dataset": make_rows(8, seed=1)}
+        return PlainTrainer(model, arguments(tmp_path), default_data_collator, **{**rows, **changes})
+
+    adapted = make_adapted()
+    with pytest.raises(TypeError, match="model_init: expected a model"):
+        make(model_init=lambda: make_adapted())
+    optimizer = SGD(adapted.parameters())
+    for optimizers in ((optimizer, None), (None, LambdaLR(optimizer, float))):
+        with pytest.raises(TypeError, match="optimizers: each level makes its own"):
+            make(adapted, optimizers=optimizers)
+    for name in ("train_dataset", "upper_dataset"):
+        with pytest.raises(TypeError, match=f"{name}: expected rows that have a length"):
+            make(adapted, **{name: Stream()})
+
+
+def test_warm_up_in_steps_is_of_the_search_at_both_levels(make_adapted, make_rows, tmp_path) -> None:
+    rates = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            rates.append(trainer._upper.scheduler.get_last_lr()[0])
+
+    args = arguments(
+        tmp_path, max_steps=8, lower_steps=2, warmup_steps=4, upper_lr_scheduler_type="constant_with_warmup",
+        upper_learning_rate=1.0,
+    )  # fmt: skip
+    trainer = PlainTrainer(
+        make_adapted(),
+        args,
+        default_data_collator,
+        make_rows(8),
+        upper_dataset=make_rows(8, seed=2),
+        callbacks=[Look()],
+    )
+    trainer.train()
+    assert rates == [0, 0.5, 0.5, 1, 1, 1, 1, 1]  # of the next upper step, which every second step is followed by

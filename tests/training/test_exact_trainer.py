@@ -1,12 +1,19 @@
-"""What Trainer leaves inexact and is mended, on a model that is trained whole."""
+"""What Trainer leaves inexact and is mended."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    TrainerCallback,
+    TrainingArguments,
+)
 
+from peft_bidora.errors import NonFiniteError
 from peft_bidora.training.exact_trainer import ExactTrainer
 
 
@@ -50,3 +57,69 @@ def test_saved_model_keeps_the_names_of_its_file(old_model: Path, make_rows, tmp
     assert (
         load_file(tmp_path / "saved" / "model.safetensors").keys() == load_file(old_model / "model.safetensors").keys()
     )
+
+
+def adapted_trainer(model: Any, rows: Any, output: Path, **options: Any) -> ExactTrainer:
+    options = {"max_steps": 4, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "save_steps": 2, **options}
+    args = TrainingArguments(str(output), report_to=[], use_cpu=True, disable_tqdm=True, **options)
+    return ExactTrainer(model=model, args=args, train_dataset=rows(16), eval_dataset=rows(8, seed=1))
+
+
+def test_ended_training_is_taken_over_without_a_step_more(make_adapted, make_rows, tmp_path: Path) -> None:
+    whole = adapted_trainer(make_adapted(0.1), make_rows, tmp_path)
+    trained = whole.train()
+    resumed = adapted_trainer(make_adapted(0.1, seed=1), make_rows, tmp_path)
+    output = resumed.train(resume_from_checkpoint=True)
+    assert output.global_step == trained.global_step == 4
+    assert_same_adapter(whole, resumed)
+
+
+def test_ended_training_is_taken_over_with_its_best_model(make_adapted, make_rows, tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": True, "learning_rate": 3.0}
+    whole = adapted_trainer(make_adapted(), make_rows, tmp_path / "run", **options)
+    whole.train()
+    best = Path(whole.state.best_model_checkpoint or "")
+    assert best.name == "checkpoint-2"  # the greater loss, so that it is not the last
+    (tmp_path / "run").rename(tmp_path / "moved")
+    resumed = adapted_trainer(make_adapted(seed=1), make_rows, tmp_path / "moved", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_adapter(whole, resumed)
+
+
+def assert_same_adapter(left: ExactTrainer, right: ExactTrainer) -> None:
+    others = right.model.state_dict()
+    trained = [name for name in others if "lora_" in name or "modules_to_save" in name]
+    assert trained
+    for name, value in left.model.state_dict().items():
+        if name in trained:
+            assert torch.equal(others[name], value), name
+
+
+@pytest.mark.parametrize("save_strategy", ["steps", "no"])
+def test_parameters_that_are_not_finite_are_never_saved(make_adapted, make_rows, tmp_path, save_strategy: str) -> None:
+    trainer = adapted_trainer(make_adapted(), make_rows, tmp_path, save_strategy=save_strategy, logging_steps=100)
+
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                next(p for p in trainer.model.parameters() if p.requires_grad).data[0, 0] = float("nan")
+
+    trainer.add_callback(Spoil())
+    with pytest.raises(NonFiniteError, match=r"step 4 in .*lora_A\S* holds values that are not finite"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"] * (save_strategy == "steps")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_accumulated_quarter_batches_equal_the_whole_batch(make_adapted, make_rows, tmp_path, smoothing) -> None:
+    models = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "optim": "sgd"}
+        trainer = adapted_trainer(
+            make_adapted(use_dora=False).double(), make_rows, tmp_path, label_smoothing_factor=smoothing, **options
+        )
+        trainer.train()
+        models.append(trainer.model.state_dict())
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=1e-7, atol=1e-9)

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers import TrainerCallback, default_data_collator
 
 from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
-from peft_bidora.errors import NonFiniteError
+from peft_bidora.errors import CheckpointError, NonFiniteError
 from peft_bidora.training import bilevel_mixin
 from peft_bidora.training.arguments import BiDoRAArguments
-from peft_bidora.training.exact_trainer import ExactTrainer
 from peft_bidora.training.trainer import BiDoRATrainer
 
 OPTIONS: dict[str, Any] = {
@@ -47,6 +46,10 @@ def make_trainer(adapted: Any, rows: Any, output: Path, **changes: Any) -> BiDoR
 
 def values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def trained_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in values(model).items() if "lora_" in name or "modules_to_save" in name}
 
 
 def assert_identical(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
@@ -285,6 +288,70 @@ def test_killed_and_resumed_run_is_bit_identical(make_adapted, make_rows, tmp_pa
     assert_identical(values(whole), values(resumed))
 
 
+def test_run_is_not_begun_beside_checkpoints_of_another(make_adapted, make_rows, tmp_path):
+    make_trainer(make_adapted(), make_rows, tmp_path).train()
+    shutil.rmtree(tmp_path / "search")
+    with pytest.raises(CheckpointError, match="holds checkpoints of an earlier run"):
+        make_trainer(make_adapted(), make_rows, tmp_path).train()
+
+
+@pytest.mark.parametrize("content", [None, b"cut"])
+def test_search_is_not_resumed_without_the_direction_that_it_started_from(make_adapted, make_rows, tmp_path, content):
+    make_trainer(make_adapted(), make_rows, tmp_path).train()
+    shutil.rmtree(tmp_path / "retrain")
+    path = tmp_path / "search" / "initial_direction.safetensors"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"initial_direction.safetensors: expected the direction"):
+        make_trainer(make_adapted(), make_rows, tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_ended_run_is_taken_over_without_a_step_more(make_adapted, make_rows, tmp_path):
+    options = {"lr_scheduler_type": "constant"}  # a linear one would hide a step too many: its rate is 0
+    whole = make_adapted(dropout=0.1)
+    make_trainer(whole, make_rows, tmp_path, **options).train()
+    resumed = make_adapted(dropout=0.1, seed=1)
+    trainer = make_trainer(resumed, make_rows, tmp_path, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert_identical(trained_values(whole), trained_values(resumed))
+    assert trainer.state.global_step == 6
+
+
+def test_logs_of_the_search_outlast_a_resume_in_the_retrain_phase(make_adapted, make_rows, tmp_path):
+    whole = make_trainer(make_adapted(), make_rows, tmp_path)
+    whole.train()
+    resumed = make_trainer(make_adapted(), make_rows, tmp_path)
+    for _ in range(2):  # the second training begins a history of its own
+        resumed.train(resume_from_checkpoint=tmp_path / "retrain" / "checkpoint-3")
+    steps = [(entry["phase"], entry["step"]) for entry in resumed.log_history if "loss" in entry]
+    assert steps == [(entry["phase"], entry["step"]) for entry in whole.log_history if "loss" in entry]
+    assert {phase for phase, _ in steps} == {"search", "retrain"}
+
+
+class StopSearchAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop |= Path(args.output_dir).name == "search" and state.global_step == self.step
+
+
+@pytest.mark.parametrize("kill", [1, 4])
+def test_search_that_was_stopped_early_stays_ended(make_adapted, make_rows, tmp_path, kill):
+    def run(folder: str, resume: bool, *callbacks: TrainerCallback) -> dict[str, torch.Tensor]:
+        adapted = make_adapted(dropout=0.1)
+        trainer = make_trainer(
+            adapted, make_rows, tmp_path / folder, callbacks=[StopSearchAt(4), *callbacks], lr_scheduler_type="constant"
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return values(adapted)
+
+    whole = run("whole", False)
+    with pytest.raises(Killed, match="killed"):
+        run("cut", False, KillAt("retrain", kill))
+    assert (tmp_path / "cut" / "search" / "checkpoint-4").is_dir()
+    assert_identical(whole, run("cut", True))
+
+
 def test_corrupt_checkpoint_is_named_and_the_one_before_it_used(make_adapted, make_rows, tmp_path, caplog):
     whole = make_adapted(dropout=0.1)
     make_trainer(whole, make_rows, tmp_path / "run").train()
@@ -339,16 +406,3 @@ def test_loss_that_is_not_finite_ends_the_training(make_adapted, make_rows, tmp_
     trainer = make_trainer(adapted, make_rows, tmp_path, learning_rate=1e30, max_grad_norm=0.0, lower_steps=100)
     with pytest.raises(NonFiniteError, match=r"step \d+ in .*search: the training loss is nan"):
         trainer.train()
-
-
-def test_plain_trainer_divides_a_classification_loss_under_accumulation(make_adapted, make_rows, tmp_path):
-    models = []
-    for size, accumulation in ((8, 1), (2, 4)):
-        adapted = make_adapted(use_dora=False).double()
-        options = {k: v for k, v in OPTIONS.items() if not k.startswith(("upper", "lower", "retrain"))}
-        options |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 3}
-        args = TrainingArguments(output_dir=str(tmp_path / str(size)), **options, optim="sgd")
-        ExactTrainer(model=adapted, args=args, train_dataset=make_rows(8), data_collator=default_data_collator).train()
-        models.append(values(adapted))
-    for name, value in models[0].items():
-        torch.testing.assert_close(models[1][name], value, rtol=1e-7, atol=1e-9)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,24 +11,42 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of the CPU generator and of every CUDA device's."""
+    """The state of the CPU generator and of that of every device of the accelerator: CUDA's, XPU's, MPS's."""
 
     cpu: Tensor
-    cuda: tuple[Tensor, ...]
+    devices: tuple[Tensor, ...]
 
 
 def capture_random_state() -> RandomState:
     """Return a copy of the present state of every generator."""
-    # A process that has not used CUDA draws nothing from it: do not initialise the devices for their state.
-    cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    return RandomState(torch.get_rng_state(), cuda)
+    devices = _used_accelerator()
+    if devices is None:
+        return RandomState(torch.get_rng_state(), ())
+    if hasattr(devices, "get_rng_state_all"):
+        return RandomState(torch.get_rng_state(), tuple(devices.get_rng_state_all()))
+    return RandomState(torch.get_rng_state(), (devices.get_rng_state(),))  # there is one MPS device
 
 
 def set_random_state(state: RandomState) -> None:
     """Put every generator into the given state."""
     torch.set_rng_state(state.cpu)
-    if state.cuda:
-        torch.cuda.set_rng_state_all(list(state.cuda))
+    if not state.devices:
+        return
+    devices = _used_accelerator()
+    if hasattr(devices, "set_rng_state_all"):
+        devices.set_rng_state_all(list(state.devices))
+    else:
+        devices.set_rng_state(state.devices[0])
+
+
+def _used_accelerator() -> Any:
+    """Return the module of the accelerator (`torch.cuda`, ...), None while the process has drawn nothing from it."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return None
+    devices = torch.get_device_module(accelerator)
+    used = devices.is_initialized() if hasattr(devices, "is_initialized") else True
+    return devices if used else None  # asking for a state would initialise the devices
 
 
 @contextmanager

@@ -65,11 +65,20 @@ class BiDoRAArguments(TrainingArguments):
             f"{name}={getattr(self, name)!r}: expected {expected}. Correct it."
             for name, expected, valid in (
                 ("upper_learning_rate", "a finite number from 0 up", 0 <= self.upper_learning_rate < math.inf),
-                ("upper_batch_size", "a whole number from 1 up, or None", (self.upper_batch_size or 1) >= 1),
+                (
+                    "upper_batch_size",
+                    "a whole number from 1 up, or None",
+                    self.upper_batch_size is None or self.upper_batch_size >= 1,
+                ),
                 ("lower_steps", "a whole number from 1 up", self.lower_steps >= 1),
                 ("hypergradient", f"one of {', '.join(HYPERGRADIENTS)}", self.hypergradient in HYPERGRADIENTS),
                 ("retrain_from", "initial or search", self.retrain_from in ("initial", "search")),
                 ("orthogonality", "a number from 0 up", self.orthogonality >= 0),
+                (
+                    "finite_difference_radius",
+                    "a finite number above 0, or None",
+                    self.finite_difference_radius is None or 0 < self.finite_difference_radius < math.inf,
+                ),
                 ("xi", f"a finite number or {XI_OF_LOWER}", self.xi == XI_OF_LOWER or _is_finite(self.xi)),
             )
             if not valid

@@ -36,16 +36,28 @@ class BilevelMixin(_AnyTrainer):
 
     Args:
         upper_dataset: the rows of the upper level; `train_dataset` holds those of the lower level.
+
+    Raises:
+        TypeError: an argument of Trainer's that would go round the two levels: `model_init`, `optimizers`.
+        SplitError: there are no rows of the upper level.
     """
 
     def __init__(self, *args: Any, upper_dataset: Dataset[Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, BiDoRAArguments):
             raise TypeError(f"args: expected BiDoRAArguments, got {type(self.args).__name__}")
-        if upper_dataset is None or len(upper_dataset) == 0:  # type: ignore[arg-type]  # torch's Dataset hides __len__
+        if self.model_init is not None:
+            raise TypeError("model_init: expected a model, which the levels are parts of. Pass model=model_init().")
+        if self.optimizer is not None or self.lr_scheduler is not None:
+            raise TypeError(
+                "optimizers: each level makes its own in each phase. Name them by args: optim, learning_rate,"
+                " upper_learning_rate, or optimizer_cls_and_kwargs for the direction."
+            )
+        if upper_dataset is None or len(_sized("upper_dataset", upper_dataset)) == 0:
             raise SplitError(
                 "upper_dataset is empty; the upper level needs rows of its own. Raise data.upper_fraction."
             )
+        _sized("train_dataset", self.train_dataset)
         if self.args.hypergradient == "exact":
             _require_eager_attention(self.model)
         use_closed_form(self.model)
@@ -179,6 +191,15 @@ class BilevelMixin(_AnyTrainer):
             if not path.is_file():
                 raise CheckpointError(f"{path} is missing; expected the state of the upper level. Resume from another.")
             self._upper.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _sized(name: str, rows: Any) -> Any:
+    if not hasattr(rows, "__len__"):
+        raise TypeError(
+            f"{name}: expected rows that have a length and can be read by index, got {type(rows).__name__}. Read a"
+            " stream into a list or a datasets.Dataset first."
+        )
+    return rows
 
 
 def _require_eager_attention(model: nn.Module) -> None:

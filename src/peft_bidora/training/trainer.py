@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.data import ConcatDataset
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
@@ -84,7 +86,7 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             ended_path.unlink(missing_ok=True)
             save_file(snapshot(direction), initial_path)
-        initial = load_file(initial_path)
+        initial = _load_direction(initial_path)
         super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         self._keep_logs("search", self.state)
         if not (folder / f"checkpoint-{self.state.global_step}").is_dir():
@@ -118,19 +120,30 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
     def _resume_points(self, resume: str | Path | bool | None, output: Path) -> tuple[Path | None, Path | None]:
         """Return the checkpoints to resume the search and the retrain phase from."""
         if not resume:
+            old = [path for phase in ("search", "retrain") for path in (output / phase).glob("checkpoint-*")]
+            if old:
+                raise CheckpointError(
+                    f"{output} holds checkpoints of an earlier run ({old[0]}), which a later resume would go on from."
+                    " Name another output_dir, remove them, or resume."
+                )
             return None, None
         if isinstance(resume, str | Path):
             return (None, Path(resume)) if Path(resume).parent.name == "retrain" else (Path(resume), None)
         retrain = last_whole_checkpoint(output / "retrain")
         search = None if retrain else last_whole_checkpoint(output / "search")
-        if search is not None and not (output / "search" / INITIAL_DIRECTION_NAME).is_file():
-            raise CheckpointError(
-                f"{output / 'search' / INITIAL_DIRECTION_NAME} is missing; expected the direction that the search"
-                " started from. Start the run anew."
-            )
         if search is None and retrain is None:
             logger.warning("There is no whole checkpoint in %s: the run starts from the beginning.", output)
         return search, retrain
+
+
+def _load_direction(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: expected the direction that the search started from, but it cannot be read ({error}). Start the"
+            " run anew."
+        ) from None
 
 
 def _retrain_arguments(args: BiDoRAArguments, folder: Path) -> BiDoRAArguments:

@@ -31,12 +31,13 @@ class UpperBatches:
         self._batch_size, self._accumulation = batch_size, accumulation
         self._epoch = 0
         self._position = 0
+        self._order: tuple[int, list[int]] = (-1, [])  # an epoch and the indices of its rows
 
     def next_batch(self) -> list[Batch]:
         """Return the micro-batches of the next batch; the last of an epoch may be smaller."""
         if self._position >= len(self._rows):
             self._epoch, self._position = self._epoch + 1, 0
-        order = self._order()
+        order = self._order_of(self._epoch)
         size = self._batch_size
         stop = min(self._position + size * self._accumulation, len(order))
         starts = range(self._position, stop, size)
@@ -51,8 +52,8 @@ class UpperBatches:
         """Go on where `state_dict` was taken."""
         self._epoch, self._position = state["epoch"], state["position"]
 
-    def _order(self) -> list[int]:
-        # One generator for each epoch: skipping to an epoch costs nothing.
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order: list[int] = torch.randperm(len(self._rows), generator=generator).tolist()
-        return order
+    def _order_of(self, epoch: int) -> list[int]:
+        if self._order[0] != epoch:  # one generator for each epoch: skipping to an epoch costs nothing
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            self._order = epoch, torch.randperm(len(self._rows), generator=generator).tolist()
+        return self._order[1]

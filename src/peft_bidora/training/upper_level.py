@@ -47,7 +47,7 @@ class UpperLevel:
         self.scheduler = get_scheduler(
             args.upper_lr_scheduler_type,
             self.optimizer,
-            num_warmup_steps=args.get_warmup_steps(upper_steps),
+            num_warmup_steps=args.get_warmup_steps(search_steps) // args.lower_steps,
             num_training_steps=upper_steps,
         )
         self._sums: list[Tensor] = []
