@@ -509,7 +509,7 @@ def test_model_card_tells_data_metrics_settings_and_how_to_load(project: Project
     assert header["library_name"] == "peft"
     assert header["pipeline_tag"] == "text-classification"
     assert f"| accuracy | {metrics['test']['accuracy']['value']:.4f} |" in card
-    for words in ("- lower: 43 rows", "method: lora", 'from_pretrained("adapter", num_labels=3)', "transformers 5"):
+    for words in ("- lower: 43 rows", "method: lora", "from_pretrained('adapter', num_labels=3)", "transformers 5"):
         assert words in card
     assert str(project.folder) not in card
 
@@ -539,7 +539,7 @@ def test_push_uploads_the_adapter_and_its_failure_keeps_the_run(
     assert done.code == 0, done.err
     assert "pushed to https://hub/owner/name" in done.err
     assert sent[0]["folder_path"] == project.output / "adapter"
-    assert 'from_pretrained("owner/name"' in (project.output / "adapter" / "README.md").read_text()
+    assert "from_pretrained('owner/name'" in (project.output / "adapter" / "README.md").read_text()
 
 
 PIPELINE = """

@@ -181,17 +181,24 @@ def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any],
 def loading_lines(prepared: Prepared) -> list[str]:
     """Return the Python that loads the result of a run with stock PEFT and transformers alone, and reads it."""
     recipe, task = prepared.recipe, prepared.rows.task
-    auto_class = prepared.kind.auto_class(load_config(prepared.source)).__name__
-    outputs = "" if task.outputs is None else f", num_labels={task.outputs}"
-    path = folder.weights_folder(recipe)
+    config = load_config(prepared.source)
+    auto_class = prepared.kind.auto_class(config).__name__
+    path = str(folder.weights_folder(recipe))
     if recipe.method == "full":
         imports = [f"from transformers import {auto_class}, AutoTokenizer"]
-        load = f'model = {auto_class}.from_pretrained("{path}")'
+        load = f"model = {auto_class}.from_pretrained({path!r})"
     else:
+        options = {} if task.outputs is None else {"num_labels": task.outputs}
+        if config.pad_token_id != prepared.tokenizer.pad_token_id:
+            options["pad_token_id"] = prepared.tokenizer.pad_token_id
+        heads = [name for name in config.architectures or [] if name.endswith(auto_class.removeprefix("AutoModel"))]
+        if heads and task.outputs not in (None, config.num_labels):  # the base model has another head, in the way
+            options["ignore_mismatched_sizes"] = True
         auto_class = auto_class.replace("AutoModel", "AutoPeftModel")
         imports = [f"from peft import {auto_class}", "from transformers import AutoTokenizer"]
-        load = f'model = {auto_class}.from_pretrained("{path}"{outputs})'
-    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{path}")'
+        arguments = [repr(path), *(f"{name}={value!r}" for name, value in options.items())]
+        load = f"model = {auto_class}.from_pretrained({', '.join(arguments)})"
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({path!r})"
     return [*imports, load, tokenizer, *prepared.kind.reading(task.state())]
 
 

@@ -94,7 +94,9 @@ def write_model_card(run_folder: Path) -> Path:
         seconds=f"{metrics['seconds']:.0f}",
         rows=metrics["rows"],
         test=metrics["test"],
-        loading=[line.replace(str(path), recipe.push_to_hub or path.name) for line in metrics["loading_lines"]],
+        loading=[
+            line.replace(repr(str(path)), repr(recipe.push_to_hub or path.name)) for line in metrics["loading_lines"]
+        ],
         splits=manifest["split_sha256"],
         recipe=dump_recipe(_without_paths(recipe)),
         versions=manifest["versions"],
