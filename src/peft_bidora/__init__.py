@@ -14,6 +14,11 @@ _PUBLIC = {
     "BiDoRATrainer": "peft_bidora.training.trainer",
     "BilevelMixin": "peft_bidora.training.bilevel_mixin",
     "BiDoRAError": "peft_bidora.errors",
+    "Recipe": "peft_bidora.recipe.schema",
+    "load_recipe": "peft_bidora.recipe.load",
+    "run": "peft_bidora.recipe.run",
+    "evaluate": "peft_bidora.recipe.finished",
+    "predict_file": "peft_bidora.recipe.predict",
 }
 __all__ = sorted(_PUBLIC)
 

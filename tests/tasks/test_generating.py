@@ -99,7 +99,8 @@ def test_batches_draw_apart(written) -> None:
 
 def test_tokens_that_end_the_texts_of_the_model_end_them_too(written) -> None:
     (plain,) = written([0], suppress_tokens=[0])
-    assert plain.text and not plain.ended
+    assert plain.text
+    assert not plain.ended
     written.model.generation_config.eos_token_id = list(range(3, 300))
     (ended,) = written([0], suppress_tokens=[0])
     assert ended.ended
