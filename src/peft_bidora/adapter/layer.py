@@ -10,7 +10,10 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from peft_bidora.adapter.weight import apply_scale, row_norm
+from peft_bidora.adapter.scaled_sum import add_low_rank, folded, scaled_sum, shift_of
+from peft_bidora.adapter.weight import row_norm
+
+_CACHE = "_prediction_constants"
 
 
 class ClosedFormDoraVariant(DoraLinearVariant):
@@ -35,27 +38,60 @@ class ClosedFormDoraVariant(DoraLinearVariant):
             x: (..., in), the input.
             result: (..., out), W0·x + bias.
         """
+        if not torch.is_grad_enabled() and not module.training:
+            return _predict(module, active_adapter, x, result)
+        module.__dict__.pop(_CACHE, None)  # what trains may write past the version counters that the cache trusts
+        lora_a, lora_b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
         scale = module.lora_magnitude_vector[active_adapter].weight / self._norm(module, active_adapter)
-        scale = scale.to(result.dtype)
         bias = getattr(module.get_base_layer(), "bias", None)
-        bias = None if bias is None else bias.to(result.dtype)
-        dropout = module.lora_dropout[active_adapter]
-        dropped = dropout(x) if module.training else x
-        low_rank = module.lora_B[active_adapter](module.lora_A[active_adapter](dropped))
-        low_rank = low_rank * module.scaling[active_adapter]
+        scaling, dropout = module.scaling[active_adapter], module.lora_dropout[active_adapter]
         if isinstance(dropout, nn.Identity) or not module.training:
-            return apply_scale(result, bias, low_rank, scale)
+            return scaled_sum(result, x, lora_a, lora_b, scale, bias, scaling)
         # As in PEFT, the dropped input also passes W0 in the part that the magnitude adds.
+        dropped = dropout(x)
         dropped_result: Tensor = module.get_base_layer()(dropped)
-        return result - dropped_result + apply_scale(dropped_result, bias, low_rank, scale)
+        return result - dropped_result + scaled_sum(dropped_result, dropped, lora_a, lora_b, scale, bias, scaling)
 
     def _norm(self, module: Any, adapter: str) -> Tensor:
         with torch.set_grad_enabled(self.norm_in_graph and torch.is_grad_enabled()):
-            lora_a, lora_b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-            with torch.autocast(lora_a.device.type, enabled=False):
-                return row_norm(
-                    base_row_norm_squared(module), base_product(module, lora_a), lora_a, lora_b, module.scaling[adapter]
-                )
+            return _direction_norm(module, adapter)
+
+
+def _direction_norm(module: Any, adapter: str) -> Tensor:
+    """Return n, (out,)."""
+    lora_a, lora_b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+    with torch.autocast(lora_a.device.type, enabled=False):
+        return row_norm(
+            base_row_norm_squared(module), base_product(module, lora_a), lora_a, lora_b, module.scaling[adapter]
+        )
+
+
+def _predict(module: Any, adapter: str, x: Tensor, result: Tensor) -> Tensor:
+    """Return W'·x + bias in place of W0·x + bias, with what does not depend on x kept until a parameter changes."""
+    dtype = result.dtype
+    lora_a, lora_b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+    magnitude, weight = module.lora_magnitude_vector[adapter].weight, module.get_base_layer().weight
+    parameters = (lora_a, lora_b, magnitude, weight)
+    key: Any = None
+    if not any(parameter.is_inference() for parameter in parameters):  # those do not count their changes
+        key = (adapter, module.scaling[adapter], dtype, *map(_state_of, parameters))
+    cached = module.__dict__.get(_CACHE)
+    if cached is None or key is None or cached[0] != key:
+        scale = (magnitude / _direction_norm(module, adapter)).to(dtype)
+        bias = getattr(module.get_base_layer(), "bias", None)
+        shift = shift_of(scale, None if bias is None else bias.to(dtype))
+        cached = module.__dict__[_CACHE] = (
+            key, scale, shift, lora_a.to(dtype), folded(lora_b.to(dtype), scale, module.scaling[adapter])
+        )  # fmt: skip
+    _, scale, shift, lora_a, folded_b = cached
+    result = result.contiguous()
+    scaled = result.mul_(scale) if shift is None else torch.addcmul(shift, result, scale, out=result)
+    return add_low_rank(scaled, x.to(dtype) @ lora_a.T, folded_b)
+
+
+def _state_of(tensor: Tensor) -> tuple[int, int, torch.device]:
+    """Return what tells that a tensor has changed: another storage, or a raised version."""
+    return tensor.data_ptr(), tensor._version, tensor.device
 
 
 def base_product(module: Any, lora_a: Tensor) -> Tensor:
@@ -72,8 +108,7 @@ def base_product(module: Any, lora_a: Tensor) -> Tensor:
 def base_row_norm_squared(module: Any) -> Tensor:
     """Return ‖W0‖² of each row, (out,), at least float32; computed once for a base weight."""
     weight = module.get_base_layer().weight
-    # Merging replaces the storage, copying into it raises the version: either makes the old norm stale.
-    key = (weight.data_ptr(), weight._version, weight.device)
+    key = _state_of(weight)  # merging replaces the storage, copying into it raises the version
     cached: tuple[Any, Tensor] | None = module.__dict__.get("_base_row_norm_squared")
     if cached is None or cached[0] != key:
         matrix = base_weight(module)

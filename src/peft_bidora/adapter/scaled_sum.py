@@ -1,0 +1,101 @@
+"""The adapted layer's sum with its own backward pass: nothing of the output's size but what a gradient needs.
+
+    y = c ⊙ (b0 − bias + s·B·A·x) + bias,    b0 = W0·x + bias (the base layer's output),   c = m / n
+
+With the scale and s folded into B, forward is one pass over the output and one product that adds to it. Backward needs
+b0 only where c has a gradient.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def scaled_sum(
+    base: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, scale: Tensor, bias: Tensor | None, scaling: float
+) -> Tensor:
+    """Return c ⊙ (b0 − bias + s·B·A·x) + bias in the precision of `base`; twice differentiable.
+
+    Args:
+        base: (..., out), b0.
+        x: (..., in), the layer's input.
+        lora_a: (r, in), A.
+        lora_b: (out, r), B.
+        scale: (out,), c.
+        bias: (out,), or None where the layer has none; it has no gradient.
+        scaling: s.
+    """
+    dtype = base.dtype
+    output: Tensor = _ScaledSum.apply(base, x.to(dtype), lora_a.to(dtype), lora_b.to(dtype), scale, bias, scaling)  # type: ignore[no-untyped-call]
+    return output
+
+
+def shift_of(scale: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Return (1 − c) ⊙ bias, (out,): what c ⊙ b0 lacks of c ⊙ (b0 − bias) + bias."""
+    return None if bias is None else bias * (1 - scale)
+
+
+def folded(lora_b: Tensor, scale: Tensor, scaling: float) -> Tensor:
+    """Return s·c ⊙ B, (out, r)."""
+    return lora_b * (scaling * scale)[:, None]
+
+
+def add_low_rank(scaled: Tensor, inner: Tensor, folded_b: Tensor) -> Tensor:
+    """Add (s·c ⊙ B)·A·x to c ⊙ b0 + shift, in place.
+
+    Args:
+        scaled: (..., out), contiguous.
+        inner: (..., r), A·x.
+        folded_b: (out, r).
+    """
+    scaled.view(-1, scaled.shape[-1]).addmm_(inner.reshape(-1, inner.shape[-1]), folded_b.T)
+    return scaled
+
+
+class _ScaledSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        base: Tensor,
+        x: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        factor = scale.to(base.dtype)
+        shift = shift_of(factor, None if bias is None else bias.to(base.dtype))
+        inner = x @ lora_a.T
+        base = base.contiguous()
+        scaled = base * factor if shift is None else torch.addcmul(shift, base, factor)
+        add_low_rank(scaled, inner, folded(lora_b, factor, scaling))
+        of_scale = ctx.needs_input_grad[4]
+        ctx.scaling = scaling
+        ctx.save_for_backward(x, lora_a, lora_b, scale, inner, base if of_scale else None, bias if of_scale else None)
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, lora_a, lora_b, scale, inner, base, bias = ctx.saved_tensors
+        of_base, of_x, of_a, of_b, of_scale = ctx.needs_input_grad[:5]
+        if torch.is_grad_enabled():  # a second derivative goes through A·x, not through its kept value
+            inner = x @ lora_a.T
+        factor = scale.to(gradient.dtype)
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        base_gradient = gradient * factor if of_base else None
+        x_gradient = a_gradient = b_gradient = scale_gradient = None
+        if of_x or of_a:
+            inner_gradient = rows @ folded(lora_b, factor, ctx.scaling)  # (rows, r)
+            x_gradient = (inner_gradient @ lora_a).view(x.shape) if of_x else None
+            a_gradient = inner_gradient.T @ x.reshape(-1, x.shape[-1]) if of_a else None
+        if of_b or of_scale:
+            product = rows.T @ inner.reshape(-1, inner.shape[-1])  # (out, r)
+            b_gradient = folded(product, factor, ctx.scaling) if of_b else None
+        if of_scale:
+            scale_gradient = (rows * base.reshape(rows.shape)).sum(0, dtype=scale.dtype)
+            scale_gradient = scale_gradient + ctx.scaling * (product * lora_b).sum(1, dtype=scale.dtype)
+            if bias is not None:
+                scale_gradient = scale_gradient - bias * rows.sum(0, dtype=scale.dtype)
+        return base_gradient, x_gradient, a_gradient, b_gradient, scale_gradient, None, None
