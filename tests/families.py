@@ -103,10 +103,10 @@ def make_batch(family: str) -> dict[str, torch.Tensor]:
 
 
 def attach(model: nn.Module, target_modules: Any = None, **options: Any) -> PeftModel:
-    task = "SEQ_CLS" if "input_ids" in str(type(model).forward.__code__.co_varnames) else None
+    task = "SEQ_CLS" if model.main_input_name == "input_ids" else None
     return attach_adapter(
         model,
-        AdapterOptions(rank=4, alpha=8, target_modules=target_modules, **options),
+        AdapterOptions(rank=4, alpha=12, target_modules=target_modules, **options),
         use_dora=True,
         task_type=task,
         head=head_modules(model),

@@ -122,10 +122,11 @@ def test_lora_has_no_magnitude(make_adapted):
 
 def test_options_reach_the_layers():
     adapted = attach(make_model("bert"), ["key"], dropout=0.25)
+    assert adapted.peft_config["default"].task_type == "SEQ_CLS"
     layers = list(dora_layers(adapted))
     assert {name.split(".")[-1] for name, _, _ in layers} == {"key"}
     for _, module, name in layers:
-        assert module.scaling[name] == 2.0
+        assert module.scaling[name] == 3.0
         assert module.lora_A[name].weight.shape == (4, 16)
         assert module.lora_dropout[name].p == 0.25
 

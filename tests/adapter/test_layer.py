@@ -14,6 +14,7 @@ from peft_bidora.adapter.layer import (
     base_row_norm_squared,
     base_weight,
     dora_layers,
+    effective_change,
     norm_in_graph,
     set_norm_in_graph,
 )
@@ -55,6 +56,13 @@ def make(kind: str, dropout: float = 0.0, closed_form: bool = True, dtype: torch
     if closed_form:
         use_closed_form(model)
     return model.train()
+
+
+def to_bfloat16(model: PeftModel) -> PeftModel:
+    """Round the base layer, as in a model that was loaded in bfloat16; PEFT keeps its adapter in float32."""
+    ((_, module, _),) = dora_layers(model)
+    module.get_base_layer().to(torch.bfloat16)
+    return model
 
 
 def layer_of(model: PeftModel) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
@@ -179,6 +187,54 @@ def test_base_quantities_are_those_of_the_weight_as_out_by_in(kind):
     torch.testing.assert_close(module.get_base_layer()(x), x @ weight.T + bias, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(base_product(module, a), weight @ a.T, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(base_row_norm_squared(module), weight.norm(dim=1) ** 2, rtol=1e-12, atol=0)
+
+
+@kinds
+@dropouts
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "plain"])
+def test_base_weight_in_bfloat16_computes_what_peft_does(kind, dropout, autocast):
+    outputs = []
+    for closed_form in (True, False):
+        model = to_bfloat16(make(kind, dropout, closed_form, dtype=torch.float32))
+        torch.manual_seed(2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            outputs.append(model(inputs().bfloat16()))
+    assert outputs[0].dtype == torch.bfloat16
+    # 1 %: two and a half roundings of bfloat16.
+    assert (outputs[0] - outputs[1]).norm() <= 0.01 * outputs[1].norm()
+
+
+@kinds
+def test_norm_of_a_base_weight_in_bfloat16_is_summed_in_float32(kind):
+    module, _ = layer_of(to_bfloat16(make(kind, dtype=torch.float32)))
+    expected = base_weight(module).double().square().sum(dim=1).float()
+    # 1e-6: a few additions in float32; bfloat16 has 4e-3.
+    torch.testing.assert_close(base_row_norm_squared(module), expected, rtol=1e-6, atol=0)
+
+
+@kinds
+@dropouts
+def test_autocast_reaches_every_operation_over_the_output(kind, dropout):
+    model = make(kind, dropout, dtype=torch.float32)
+    module, _ = layer_of(model)
+    x = inputs().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = module.get_base_layer()(x)
+        assert module.lora_variant["default"].forward(module, "default", x, result).dtype == torch.bfloat16
+
+
+@kinds
+@pytest.mark.parametrize("base", [torch.float64, torch.bfloat16])
+def test_effective_change_is_that_of_the_built_weight(kind, base):
+    model = make(kind) if base is torch.float64 else to_bfloat16(make(kind, dtype=torch.float32))
+    module, (a, b, m) = (layer_of(model)[0], [part.double() for part in layer_of(model)[1]])
+    weight = base_weight(module).double()
+    direction = weight + 2 * b @ a
+    expected = m[:, None] * direction / direction.norm(dim=1, keepdim=True) - weight
+    found = effective_change(module, "default")
+    # The precision of the adapter, float64 or float32; bfloat16 has 4e-3.
+    rtol = 1e-12 if base is torch.float64 else 1e-5
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=rtol, atol=rtol)
 
 
 def test_base_norm_is_computed_once():

@@ -46,7 +46,7 @@ class ClosedFormDoraVariant(DoraLinearVariant):
         if isinstance(dropout, nn.Identity) or not module.training:
             return apply_scale(result, bias, low_rank, scale)
         # As in PEFT, the dropped input also passes W0 in the part that the magnitude adds.
-        dropped_result: Tensor = module.get_base_layer()(dropped)
+        dropped_result = _through_base(module, dropped)
         return result - dropped_result + apply_scale(dropped_result, bias, low_rank, scale)
 
     def _norm(self, module: Any, adapter: str) -> Tensor:
@@ -60,13 +60,8 @@ class ClosedFormDoraVariant(DoraLinearVariant):
 
 def base_product(module: Any, lora_a: Tensor) -> Tensor:
     """Return W0·Aᵀ, (out, r), through the base layer's own forward pass."""
-    base_layer = module.get_base_layer()
-    product: Tensor = base_layer(
-        lora_a.to(base_layer.weight.dtype) if base_layer.weight.is_floating_point() else lora_a
-    )
-    if getattr(base_layer, "bias", None) is not None:
-        product = product - base_layer.bias
-    return product.T.to(lora_a.dtype)
+    product, bias = _through_base(module, lora_a), getattr(module.get_base_layer(), "bias", None)
+    return product.T if bias is None else (product - bias).T
 
 
 def base_row_norm_squared(module: Any) -> Tensor:
@@ -93,7 +88,7 @@ def effective_change(module: Any, adapter: str) -> Tensor:
     """Return W' − W0 = (m / n) ⊙ (W0 + s·B·A) − W0 of a DoRA layer, (out, in), at least float32."""
     weight = base_weight(module).to(torch.promote_types(base_weight(module).dtype, torch.float32))
     low_rank = module.scaling[adapter] * module.lora_B[adapter].weight @ module.lora_A[adapter].weight
-    direction = weight + low_rank.to(weight.dtype)
+    direction = weight + low_rank
     scale = module.lora_magnitude_vector[adapter].weight / direction.norm(dim=1)
     change: Tensor = scale[:, None] * direction - weight
     return change
@@ -122,3 +117,10 @@ def norm_in_graph(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         set_norm_in_graph(model, False)
+
+
+def _through_base(module: Any, x: Tensor) -> Tensor:
+    """Return W0·x + bias of an x that has the precision of the adapter, which need not be that of W0."""
+    base_layer = module.get_base_layer()
+    result: Tensor = base_layer(x.to(base_layer.weight.dtype) if base_layer.weight.is_floating_point() else x)
+    return result
