@@ -172,6 +172,18 @@ def test_head_is_no_target_module():
         resolve_target_modules(make_model("bert"), ["classifier"])
 
 
+def test_layer_whose_name_begins_like_the_head_is_a_target_module():
+    class Odd(nn.Module):
+        base_model_prefix = "encoder"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.en = nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)
+
+    assert head_modules(Odd()) == ["en"]
+    assert resolve_target_modules(Odd(), "all-linear") == ["encoder.0"]
+
+
 def test_architecture_without_known_projections_lists_its_layers():
     class Odd(nn.Module):
         def __init__(self) -> None:

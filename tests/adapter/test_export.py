@@ -134,7 +134,8 @@ def test_folder_without_an_adapter_is_an_error(trained, tmp_path):
 
 
 @torch.no_grad()
-def test_merged_model_predicts_the_same_and_has_no_adapter(trained):
+def test_merged_model_predicts_the_same_and_has_no_adapter(make_adapted):
+    trained = move(make_adapted(dropout=0.5))
     expected = logits(trained)
     merged = merge_adapter(trained.train(), logits, tolerance=1e-4)
     assert not isinstance(merged, PeftModel)
@@ -148,7 +149,7 @@ def test_merging_beyond_the_tolerance_is_refused(trained):
         merge_adapter(trained, logits, tolerance=-1.0)
 
 
-@pytest.mark.parametrize("value", [0.5, float("nan")], ids=["another value", "not a number"])
+@pytest.mark.parametrize("value", [0.5, -0.5, float("nan")], ids=["more", "less", "not a number"])
 def test_merging_that_yields_other_weights_is_refused(trained, monkeypatch, value):
     merge = trained.merge_and_unload
 
@@ -166,7 +167,9 @@ def test_merging_that_yields_other_weights_is_refused(trained, monkeypatch, valu
 
 def lora_of(trained, make_adapted, rank):
     base = base_of(trained, make_adapted)
-    return attach_adapter(base, AdapterOptions(rank, rank), use_dora=False, task_type="SEQ_CLS", head=["classifier"])
+    return attach_adapter(
+        base, AdapterOptions(rank, 3 * rank), use_dora=False, task_type="SEQ_CLS", head=["classifier"]
+    )
 
 
 @torch.no_grad()

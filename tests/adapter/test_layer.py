@@ -178,6 +178,7 @@ def test_norm_is_computed_outside_of_autocast():
 def test_base_quantities_are_those_of_the_weight_as_out_by_in(kind):
     model = make(kind)
     module, (a, _, _) = layer_of(model)
+    module.get_base_layer().weight.requires_grad_()
     weight = base_weight(module)
     assert weight.shape == (OUT, IN)
     assert not weight.requires_grad
@@ -235,6 +236,20 @@ def test_effective_change_is_that_of_the_built_weight(kind, base):
     # The precision of the adapter, float64 or float32; bfloat16 has 4e-3.
     rtol = 1e-12 if base is torch.float64 else 1e-5
     torch.testing.assert_close(found.double(), expected.detach(), rtol=rtol, atol=rtol)
+
+
+def test_norm_builds_no_graph_under_no_grad():
+    module, _ = layer_of(make("linear"))
+    variant = module.lora_variant["default"]
+    variant.norm_in_graph = True
+    assert variant._norm(module, "default").requires_grad
+    with torch.no_grad():
+        assert not variant._norm(module, "default").requires_grad
+
+
+def test_effective_change_is_at_least_in_float32():
+    module, _ = layer_of(make("linear").to(torch.bfloat16))
+    assert effective_change(module, "default").dtype == torch.float32
 
 
 def test_base_norm_is_computed_once():
