@@ -1,33 +1,16 @@
 """A fresh adapter changes nothing, on every family of models that has its own names and layers (contract 1)."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
+from families import ENCODER, FAMILIES, attach, make_batch, make_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import (
-    AutoModelForImageClassification,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertLMHeadModel,
-    DebertaV2Config,
-    DistilBertConfig,
-    EsmConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    RobertaConfig,
-    T5Config,
-    ViTConfig,
-)
+from transformers import AutoModelForMaskedLM, BertConfig, BertLMHeadModel
 
 from peft_bidora.adapter.attach import (
     AdapterOptions,
     attach_adapter,
+    count_trainable,
     head_modules,
     resolve_target_modules,
     use_closed_form,
@@ -36,99 +19,11 @@ from peft_bidora.adapter.export import save_adapter
 from peft_bidora.adapter.layer import ClosedFormDoraVariant, base_weight, dora_layers
 from peft_bidora.errors import AdapterError
 
-ENCODER = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-}
-# Grouped heads make value projections rectangular, (8, 16).
-DECODER = {**ENCODER, "num_key_value_heads": 1}
-PATCHES = {
-    key: ENCODER[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-}
-# By family: the configuration, the query and value projections, the head.
-FAMILIES: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {
-    "bert": (lambda: BertConfig(**ENCODER), ["query", "value"], ["classifier"]),
-    "roberta": (lambda: RobertaConfig(**ENCODER), ["query", "value"], ["classifier"]),
-    "deberta-v2": (lambda: DebertaV2Config(**ENCODER), ["query_proj", "value_proj"], ["pooler", "classifier"]),
-    "distilbert": (
-        lambda: DistilBertConfig(vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=24, pad_token_id=0),
-        ["q_lin", "v_lin"],
-        ["pre_classifier", "classifier"],
-    ),
-    "gpt2": (
-        lambda: GPT2Config(
-            vocab_size=40,
-            n_embd=16,
-            n_layer=2,
-            n_head=2,
-            n_positions=32,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=1,
-        ),
-        ["c_attn"],
-        ["score"],
-    ),
-    "llama": (lambda: LlamaConfig(**DECODER), ["q_proj", "v_proj"], ["score"]),
-    "qwen2": (lambda: Qwen2Config(**DECODER), ["q_proj", "v_proj"], ["score"]),
-    "mistral": (lambda: MistralConfig(**DECODER), ["q_proj", "v_proj"], ["score"]),
-    "t5": (
-        lambda: T5Config(
-            vocab_size=40,
-            d_model=16,
-            d_kv=8,
-            d_ff=24,
-            num_layers=2,
-            num_heads=2,
-            pad_token_id=0,
-            eos_token_id=1,
-            decoder_start_token_id=0,
-        ),
-        ["q", "v"],
-        ["classification_head"],
-    ),
-    "esm": (lambda: EsmConfig(**ENCODER, mask_token_id=4), ["query", "value"], ["classifier"]),
-    "vit": (lambda: ViTConfig(**PATCHES, image_size=8, patch_size=4), ["q_proj", "v_proj"], ["classifier"]),
-}
-
-
-def make_model(family: str) -> nn.Module:
-    config = FAMILIES[family][0]()
-    auto = AutoModelForImageClassification if family == "vit" else AutoModelForSequenceClassification
-    config.num_labels = 3
-    torch.manual_seed(0)
-    return auto.from_config(config).eval()
-
-
-def make_batch(family: str) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    if family == "vit":
-        return {"pixel_values": torch.randn(4, 3, 8, 8, generator=generator)}
-    ids = torch.randint(5, 40, (4, 7), generator=generator)
-    ids[:, -1] = 1  # T5 reads the representation of its end token
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
 
 @torch.no_grad()
 def logits(model: nn.Module, family: str) -> torch.Tensor:
     output = model.eval()(**make_batch(family))
     return output.logits
-
-
-def attach(model: nn.Module, target_modules: Any = None, **options: Any) -> PeftModel:
-    task = "SEQ_CLS" if "input_ids" in str(type(model).forward.__code__.co_varnames) else None
-    return attach_adapter(
-        model,
-        AdapterOptions(rank=4, alpha=8, target_modules=target_modules, **options),
-        use_dora=True,
-        task_type=task,
-        head=head_modules(model),
-    )
 
 
 @pytest.mark.parametrize("target_modules", [None, "all-linear"], ids=["query-value", "all-linear"])
@@ -160,10 +55,11 @@ def test_query_and_value_are_adapted_by_default(family):
 def test_all_linear_adapts_every_linear_layer_of_the_base_model_and_none_of_the_head(family):
     base = make_model(family)
     inner = getattr(base, base.base_model_prefix)
+    # What ESM predicts contacts with is no part of its forward pass.
     expected = {
         f"{base.base_model_prefix}.{name}"
         for name, module in inner.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D")
+        if type(module).__name__ in ("Linear", "Conv1D") and "contact_head" not in name
     }
     adapted = attach(base, "all-linear")
     assert {name.removeprefix("base_model.model.") for name, _, _ in dora_layers(adapted)} == expected
@@ -184,6 +80,21 @@ def test_adapter_and_head_are_trainable_and_nothing_of_the_base_model_is(family,
         of_adapter = any(part in name for part in ("lora_A.", "lora_B.", "lora_magnitude_vector."))
         of_head = any(f".{head}.modules_to_save.default." in name for head in heads)
         assert parameter.requires_grad == (of_adapter or of_head), name
+
+
+@pytest.mark.parametrize("use_dora", [True, False], ids=["dora", "lora"])
+@pytest.mark.parametrize(
+    ("family", "target_modules"),
+    [("bert", None), ("gpt2", "all-linear"), ("llama", "all-linear"), ("roberta", ["dense"])],
+)
+def test_trainable_parameters_are_counted_before_they_are_there(family, target_modules, use_dora):
+    options = AdapterOptions(rank=3, target_modules=target_modules)
+    with torch.device("meta"):
+        bare = make_model(family)
+    count = count_trainable(bare, options, use_dora=use_dora, head=head_modules(bare))
+    base = make_model(family)
+    adapted = attach_adapter(base, options, use_dora=use_dora, head=head_modules(base))
+    assert count == sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -211,10 +122,11 @@ def test_lora_has_no_magnitude(make_adapted):
 
 def test_options_reach_the_layers():
     adapted = attach(make_model("bert"), ["key"], dropout=0.25)
+    assert adapted.peft_config["default"].task_type == "SEQ_CLS"
     layers = list(dora_layers(adapted))
     assert {name.split(".")[-1] for name, _, _ in layers} == {"key"}
     for _, module, name in layers:
-        assert module.scaling[name] == 2.0
+        assert module.scaling[name] == 3.0
         assert module.lora_A[name].weight.shape == (4, 16)
         assert module.lora_dropout[name].p == 0.25
 
@@ -258,6 +170,18 @@ def test_layer_that_is_not_linear_is_no_target_module(name):
 def test_head_is_no_target_module():
     with pytest.raises(AdapterError, match=r"'classifier' matches no linear layer"):
         resolve_target_modules(make_model("bert"), ["classifier"])
+
+
+def test_layer_whose_name_begins_like_the_head_is_a_target_module():
+    class Odd(nn.Module):
+        base_model_prefix = "encoder"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.en = nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)
+
+    assert head_modules(Odd()) == ["en"]
+    assert resolve_target_modules(Odd(), "all-linear") == ["encoder.0"]
 
 
 def test_architecture_without_known_projections_lists_its_layers():

@@ -1,11 +1,14 @@
 """The saved adapter is PEFT's, needs nothing of this package, and merges to the same logits (contract 10)."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES, attach, make_batch, make_model
 from peft import PeftModel
 from safetensors import safe_open
 
@@ -17,16 +20,20 @@ from peft_bidora.errors import AdapterError
 
 READER = """
 import sys
-import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from importlib.util import find_spec
+from pathlib import Path
 
-base = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
-model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
-with torch.no_grad():
-    logits = model(torch.load(sys.argv[3])).logits
-assert "peft_bidora" not in sys.modules
-torch.save(logits, sys.argv[4])
+import torch
+import transformers
+from peft import PeftModel
+
+assert find_spec("peft_bidora") is None
+for folder in Path(sys.argv[1]).iterdir():
+    config = transformers.AutoConfig.from_pretrained(folder / "base")
+    base = getattr(transformers, config.architectures[0]).from_pretrained(folder / "base")
+    model = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    with torch.no_grad():
+        torch.save(model(**torch.load(folder / "batch.pt")).logits, folder / "logits.pt")
 """
 
 
@@ -38,10 +45,8 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model(ids()).logits
 
 
-@pytest.fixture
-def trained(make_adapted):
-    """An adapter of which every part has moved."""
-    model = make_adapted().eval()
+def move(model):
+    """Change every part of an adapter."""
     levels = split_levels(model)
     torch.manual_seed(3)
     with torch.no_grad():
@@ -49,7 +54,12 @@ def trained(make_adapted):
             parameter.mul_(1 + torch.rand_like(parameter))
         for parameter in levels.direction.values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return model.eval()
+
+
+@pytest.fixture
+def trained(make_adapted):
+    return move(make_adapted())
 
 
 def base_of(model, make_adapted):
@@ -58,19 +68,39 @@ def base_of(model, make_adapted):
     return other.unload()
 
 
+def link_installed_packages(folder):
+    """Fill a folder with links to every installed package but this one; an editable install is not among them."""
+    folder.mkdir()
+    for path in map(Path, sys.path):
+        if path.name in ("site-packages", "dist-packages"):
+            for entry in path.iterdir():
+                if "bidora" not in entry.name and not (folder / entry.name).exists():
+                    (folder / entry.name).symlink_to(entry)
+
+
 @torch.no_grad()
-def test_saved_adapter_predicts_the_same_in_a_process_without_this_package(trained, make_adapted, tmp_path):
-    base_of(trained, make_adapted).save_pretrained(tmp_path / "base")
-    save_adapter(trained, tmp_path / "adapter")
-    torch.save(ids(), tmp_path / "ids.pt")
-    arguments = [tmp_path / name for name in ("base", "adapter", "ids.pt", "logits.pt")]
+def test_saved_adapters_predict_the_same_where_this_package_is_not_installed(tmp_path):
+    expected = {}
+    for family in FAMILIES:
+        folder = tmp_path / "saved" / family
+        base = make_model(family)
+        base.save_pretrained(folder / "base")
+        adapted = move(attach(base, "all-linear"))
+        save_adapter(adapted, folder / "adapter")
+        torch.save(make_batch(family), folder / "batch.pt")
+        expected[family] = adapted(**make_batch(family)).logits
+    link_installed_packages(tmp_path / "packages")
+    # -S: nothing is importable but the standard library and the links.
     done = subprocess.run(
-        [sys.executable, "-c", READER, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-S", "-c", READER, str(tmp_path / "saved")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "packages")}, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = torch.load(tmp_path / "logits.pt")
-    # Contract 10: float32, closed form against built weight.
-    torch.testing.assert_close(found, logits(trained), rtol=1e-5, atol=1e-5)
+    for family, logits in expected.items():
+        # Contract 10: float32, closed form against built weight.
+        found = torch.load(tmp_path / "saved" / family / "logits.pt")
+        torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5, msg=lambda text, f=family: f"{f}: {text}")
 
 
 def test_folder_is_pefts_own(trained, tmp_path):
@@ -78,6 +108,7 @@ def test_folder_is_pefts_own(trained, tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
     assert config["use_dora"] is True
+    assert config["task_type"] == "SEQ_CLS"
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         keys = list(file.keys())
     assert sum(key.endswith(".lora_magnitude_vector") for key in keys) == 4
@@ -103,7 +134,8 @@ def test_folder_without_an_adapter_is_an_error(trained, tmp_path):
 
 
 @torch.no_grad()
-def test_merged_model_predicts_the_same_and_has_no_adapter(trained):
+def test_merged_model_predicts_the_same_and_has_no_adapter(make_adapted):
+    trained = move(make_adapted(dropout=0.5))
     expected = logits(trained)
     merged = merge_adapter(trained.train(), logits, tolerance=1e-4)
     assert not isinstance(merged, PeftModel)
@@ -117,7 +149,7 @@ def test_merging_beyond_the_tolerance_is_refused(trained):
         merge_adapter(trained, logits, tolerance=-1.0)
 
 
-@pytest.mark.parametrize("value", [0.5, float("nan")], ids=["another value", "not a number"])
+@pytest.mark.parametrize("value", [0.5, -0.5, float("nan")], ids=["more", "less", "not a number"])
 def test_merging_that_yields_other_weights_is_refused(trained, monkeypatch, value):
     merge = trained.merge_and_unload
 
@@ -135,7 +167,9 @@ def test_merging_that_yields_other_weights_is_refused(trained, monkeypatch, valu
 
 def lora_of(trained, make_adapted, rank):
     base = base_of(trained, make_adapted)
-    return attach_adapter(base, AdapterOptions(rank, rank), use_dora=False, task_type="SEQ_CLS", head=["classifier"])
+    return attach_adapter(
+        base, AdapterOptions(rank, 3 * rank), use_dora=False, task_type="SEQ_CLS", head=["classifier"]
+    )
 
 
 @torch.no_grad()

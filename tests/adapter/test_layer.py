@@ -8,12 +8,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from peft_bidora.adapter import layer
 from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.adapter.layer import (
     base_product,
     base_row_norm_squared,
     base_weight,
     dora_layers,
+    effective_change,
     norm_in_graph,
     set_norm_in_graph,
 )
@@ -55,6 +57,13 @@ def make(kind: str, dropout: float = 0.0, closed_form: bool = True, dtype: torch
     if closed_form:
         use_closed_form(model)
     return model.train()
+
+
+def to_bfloat16(model: PeftModel) -> PeftModel:
+    """Round the base layer, as in a model that was loaded in bfloat16; PEFT keeps its adapter in float32."""
+    ((_, module, _),) = dora_layers(model)
+    module.get_base_layer().to(torch.bfloat16)
+    return model
 
 
 def layer_of(model: PeftModel) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
@@ -170,6 +179,7 @@ def test_norm_is_computed_outside_of_autocast():
 def test_base_quantities_are_those_of_the_weight_as_out_by_in(kind):
     model = make(kind)
     module, (a, _, _) = layer_of(model)
+    module.get_base_layer().weight.requires_grad_()
     weight = base_weight(module)
     assert weight.shape == (OUT, IN)
     assert not weight.requires_grad
@@ -179,6 +189,68 @@ def test_base_quantities_are_those_of_the_weight_as_out_by_in(kind):
     torch.testing.assert_close(module.get_base_layer()(x), x @ weight.T + bias, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(base_product(module, a), weight @ a.T, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(base_row_norm_squared(module), weight.norm(dim=1) ** 2, rtol=1e-12, atol=0)
+
+
+@kinds
+@dropouts
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "plain"])
+def test_base_weight_in_bfloat16_computes_what_peft_does(kind, dropout, autocast):
+    outputs = []
+    for closed_form in (True, False):
+        model = to_bfloat16(make(kind, dropout, closed_form, dtype=torch.float32))
+        torch.manual_seed(2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            outputs.append(model(inputs().bfloat16()))
+    assert outputs[0].dtype == torch.bfloat16
+    # 1 %: two and a half roundings of bfloat16.
+    assert (outputs[0] - outputs[1]).norm() <= 0.01 * outputs[1].norm()
+
+
+@kinds
+def test_norm_of_a_base_weight_in_bfloat16_is_summed_in_float32(kind):
+    module, _ = layer_of(to_bfloat16(make(kind, dtype=torch.float32)))
+    expected = base_weight(module).double().square().sum(dim=1).float()
+    # 1e-6: a few additions in float32; bfloat16 has 4e-3.
+    torch.testing.assert_close(base_row_norm_squared(module), expected, rtol=1e-6, atol=0)
+
+
+@kinds
+@dropouts
+def test_autocast_reaches_every_operation_over_the_output(kind, dropout):
+    model = make(kind, dropout, dtype=torch.float32)
+    module, _ = layer_of(model)
+    x = inputs().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = module.get_base_layer()(x)
+        assert module.lora_variant["default"].forward(module, "default", x, result).dtype == torch.bfloat16
+
+
+@kinds
+@pytest.mark.parametrize("base", [torch.float64, torch.bfloat16])
+def test_effective_change_is_that_of_the_built_weight(kind, base):
+    model = make(kind) if base is torch.float64 else to_bfloat16(make(kind, dtype=torch.float32))
+    module, (a, b, m) = (layer_of(model)[0], [part.double() for part in layer_of(model)[1]])
+    weight = base_weight(module).double()
+    direction = weight + 2 * b @ a
+    expected = m[:, None] * direction / direction.norm(dim=1, keepdim=True) - weight
+    found = effective_change(module, "default")
+    # The precision of the adapter, float64 or float32; bfloat16 has 4e-3.
+    rtol = 1e-12 if base is torch.float64 else 1e-5
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=rtol, atol=rtol)
+
+
+def test_norm_builds_no_graph_under_no_grad():
+    module, _ = layer_of(make("linear"))
+    variant = module.lora_variant["default"]
+    variant.norm_in_graph = True
+    assert variant._norm(module, "default").requires_grad
+    with torch.no_grad():
+        assert not variant._norm(module, "default").requires_grad
+
+
+def test_effective_change_is_at_least_in_float32():
+    module, _ = layer_of(make("linear").to(torch.bfloat16))
+    assert effective_change(module, "default").dtype == torch.float32
 
 
 def test_base_norm_is_computed_once():
@@ -227,3 +299,124 @@ def test_merging_and_unmerging_leave_no_stale_norm(kind, safe_merge):
         # 1e-10: the division by m/n and back, in float64.
         torch.testing.assert_close(merged, before, rtol=1e-10, atol=1e-11)
         torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-11)
+
+
+def double_b(model: PeftModel) -> None:
+    with torch.no_grad():
+        layer_of(model)[1][1].mul_(2)
+
+
+def load_other(model: PeftModel) -> None:
+    model.load_state_dict({name: value + 0.1 for name, value in model.state_dict().items()})
+
+
+def replace_a(model: PeftModel) -> None:
+    layer_of(model)[1][0].data = 2 * layer_of(model)[1][0].data
+
+
+def raise_m(model: PeftModel) -> None:
+    with torch.no_grad():
+        layer_of(model)[1][2].add_(1)
+
+
+def rescale(model: PeftModel) -> None:
+    layer_of(model)[0].scaling["default"] *= 2
+
+
+def change_base(model: PeftModel) -> None:
+    double_in_place(layer_of(model)[0].get_base_layer())
+
+
+def change_bias(model: PeftModel) -> None:
+    layer = layer_of(model)[0].get_base_layer()
+    if layer.bias is not None:
+        with torch.no_grad():
+            layer.bias.add_(1)
+
+
+def take_other_adapter(model: PeftModel) -> None:
+    torch.manual_seed(5)
+    model.add_adapter("other", model.peft_config["default"])
+    model.set_adapter("other")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "other" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def merge_and_unmerge(model: PeftModel) -> None:
+    model.merge_adapter()
+    model(inputs())
+    model.unmerge_adapter()
+
+
+def train_past_the_counters(model: PeftModel) -> None:
+    """As an optimiser does that writes into `.data`: storage and version stay the same."""
+    model.train()(inputs())
+    layer_of(model)[1][1].data.mul_(2)
+    model.eval()
+
+
+@kinds
+@pytest.mark.parametrize(
+    "change",
+    [double_b, load_other, replace_a, raise_m, rescale, change_base, change_bias, take_other_adapter, merge_and_unmerge,
+     train_past_the_counters],
+)  # fmt: skip
+def test_prediction_follows_what_changes(kind, change):
+    model, stock = make(kind).eval(), make(kind, closed_form=False).eval()
+    with torch.no_grad():
+        before = model(inputs())
+        torch.testing.assert_close(before, stock(inputs()), rtol=1e-10, atol=1e-11)
+    for each in (model, stock):
+        change(each)
+    use_closed_form(model)
+    with torch.no_grad():
+        found = model(inputs())
+        torch.testing.assert_close(found, stock(inputs()), rtol=1e-10, atol=1e-11)
+    if change is not merge_and_unmerge and not (change is change_bias and kind == "linear-no-bias"):
+        assert not torch.allclose(found, before)
+
+
+@kinds
+def test_prediction_computes_the_norm_once(kind, monkeypatch):
+    model = make(kind).eval()
+    calls, direction_norm = [], layer._direction_norm
+    monkeypatch.setattr(layer, "_direction_norm", lambda *args: calls.append(args) or direction_norm(*args))
+    for _ in range(3):
+        with torch.no_grad():
+            model(inputs())
+    assert len(calls) == 1
+    model(inputs())  # with gradients on, the norm is computed anew
+    assert len(calls) == 2
+
+
+@kinds
+def test_prediction_in_inference_mode_is_never_stale(kind):
+    with torch.inference_mode():
+        model = make(kind).eval()
+        before = model(inputs())
+        layer_of(model)[1][1].mul_(2)
+        assert not torch.allclose(model(inputs()), before)
+
+
+@kinds
+def test_prediction_follows_the_precision(kind):
+    model = make(kind, dtype=torch.float32).eval()
+    x = inputs().float()
+    with torch.no_grad():
+        before = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(x).dtype == torch.bfloat16
+        assert torch.equal(model(x), before)
+
+
+@kinds
+def test_dropout_of_training_is_there_without_gradients_too(kind):
+    found = []
+    for closed_form in (True, False):
+        model = make(kind, 0.4, closed_form=closed_form)
+        torch.manual_seed(2)
+        with torch.no_grad():
+            found.append((model(inputs()),))
+    assert_equal(*found)

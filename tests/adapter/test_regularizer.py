@@ -77,6 +77,15 @@ def test_gradient_is_weighted_averaged_over_layers_and_added(double):
         torch.testing.assert_close(leaf.grad, before + 0.3 * gradient, rtol=1e-9, atol=1e-11)
 
 
+def test_base_weights_in_bfloat16_are_regularized_in_float32(make_adapted):
+    model = make_adapted()
+    for _, module, _ in dora_layers(model):
+        module.get_base_layer().to(torch.bfloat16)
+    expected = torch.stack([built(weight.float(), a, b, scaling) for weight, a, b, scaling in parts(model)]).mean()
+    # 1e-4: the difference ‖D·Dᵀ‖² − out in float32.
+    torch.testing.assert_close(OrthogonalityRegularizer(model).add_gradient(1.0), expected.detach(), rtol=1e-4, atol=0)
+
+
 def test_nothing_but_the_direction_gets_a_gradient(double):
     OrthogonalityRegularizer(double).add_gradient(1.0)
     reached = {name for name, parameter in double.named_parameters() if parameter.grad is not None}

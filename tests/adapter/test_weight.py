@@ -1,9 +1,9 @@
-"""The row norm and the scale in closed form, against the built weight."""
+"""The row norm in closed form, against the built weight."""
 
 import pytest
 import torch
 
-from peft_bidora.adapter.weight import apply_scale, low_rank_factors, row_norm
+from peft_bidora.adapter.weight import low_rank_factors, row_norm
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -33,14 +33,6 @@ def test_row_norm_of_a_row_that_cancels_is_a_finite_number():
     assert found.isfinite().all()
     assert (found < 1e-6).all()
     assert (found > 0).all()
-
-
-@pytest.mark.parametrize("bias", [None, draw(5, seed=4)], ids=["no-bias", "bias"])
-def test_scale_leaves_the_bias_alone(bias):
-    product, low_rank, scale = draw(2, 3, 5, seed=0), draw(2, 3, 5, seed=1), draw(5, seed=2)
-    added = 0 if bias is None else bias
-    found = apply_scale(product + added, bias, low_rank, scale)
-    torch.testing.assert_close(found, scale * (product + low_rank) + added, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])

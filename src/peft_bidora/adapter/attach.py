@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.variants import DoraLinearVariant
@@ -25,6 +26,8 @@ _QUERY_VALUE = (
     ("qkv",),
     ("Wqkv",),
 )
+# Parts of a base model that take no part in its forward pass: an adapter there would never learn.
+_ASIDE = {"contact_head"}  # ESM's, which reads attention for another purpose
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,7 @@ def resolve_target_modules(model: nn.Module, target_modules: str | Sequence[str]
     Raises:
         AdapterError: nothing matches, or no query and value are known for the architecture.
     """
-    head = head_modules(model)
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and not any(f"{name}.".startswith(f"{part}.") for part in head)
-        and module is not _output(model)
-    ]
+    names = list(_linear_layers(model))
     endings = sorted({name.split(".")[-1] for name in names})
     if target_modules == "all-linear":
         return names
@@ -121,8 +117,8 @@ def count_trainable(model: nn.Module, options: AdapterOptions, *, use_dora: bool
     """
     endings = resolve_target_modules(model, options.target_modules)
     count = sum(p.numel() for name in head for p in model.get_submodule(name).parameters())
-    for name, module in model.named_modules():
-        if any(name == ending or name.endswith(f".{ending}") for ending in endings) and hasattr(module, "weight"):
+    for name, module in _linear_layers(model).items():
+        if any(name == ending or name.endswith(f".{ending}") for ending in endings):
             rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
             count += options.rank * (rows + columns) + (rows if use_dora else 0)
     return count
@@ -181,6 +177,19 @@ def use_closed_form(model: PeftModel) -> None:
     for _, module, adapter in layers:
         if type(module.lora_variant[adapter]) is DoraLinearVariant:
             module.lora_variant[adapter] = variant
+
+
+def _linear_layers(model: nn.Module) -> dict[str, Any]:
+    """What can be adapted, by name: the linear layers of the base model, without the output of a language model."""
+    head, output = head_modules(model), _output(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and not any(f"{name}.".startswith(f"{part}.") for part in head)
+        and not _ASIDE.intersection(name.split("."))
+        and module is not output
+    }
 
 
 def _output(model: nn.Module) -> nn.Module | None:

@@ -1,8 +1,8 @@
 """The drop-in for PEFT's DoRA forward pass: the same values, the norm in closed form and, on demand, in the graph."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from peft_bidora.adapter.scaled_sum import add_low_rank, folded, scaled_sum, shift_of
 from peft_bidora.adapter.weight import row_norm
 
-_CACHE = "_prediction_constants"
+T = TypeVar("T")
+_PREDICTION, _BASE_NORM = "_prediction_constants", "_base_row_norm_squared"  # attributes of a layer
 
 
 class ClosedFormDoraVariant(DoraLinearVariant):
@@ -40,7 +41,7 @@ class ClosedFormDoraVariant(DoraLinearVariant):
         """
         if not torch.is_grad_enabled() and not module.training:
             return _predict(module, active_adapter, x, result)
-        module.__dict__.pop(_CACHE, None)  # what trains may write past the version counters that the cache trusts
+        module.__dict__.pop(_PREDICTION, None)  # what trains may write past the version counters that the cache trusts
         lora_a, lora_b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
         scale = module.lora_magnitude_vector[active_adapter].weight / self._norm(module, active_adapter)
         bias = getattr(module.get_base_layer(), "bias", None)
@@ -49,7 +50,7 @@ class ClosedFormDoraVariant(DoraLinearVariant):
             return scaled_sum(result, x, lora_a, lora_b, scale, bias, scaling)
         # As in PEFT, the dropped input also passes W0 in the part that the magnitude adds.
         dropped = dropout(x)
-        dropped_result: Tensor = module.get_base_layer()(dropped)
+        dropped_result = _through_base(module, dropped)
         return result - dropped_result + scaled_sum(dropped_result, dropped, lora_a, lora_b, scale, bias, scaling)
 
     def _norm(self, module: Any, adapter: str) -> Tensor:
@@ -70,51 +71,54 @@ def _predict(module: Any, adapter: str, x: Tensor, result: Tensor) -> Tensor:
     """Return W'·x + bias in place of W0·x + bias, with what does not depend on x kept until a parameter changes."""
     dtype = result.dtype
     lora_a, lora_b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-    magnitude, weight = module.lora_magnitude_vector[adapter].weight, module.get_base_layer().weight
-    parameters = (lora_a, lora_b, magnitude, weight)
-    key: Any = None
-    if not any(parameter.is_inference() for parameter in parameters):  # those do not count their changes
-        key = (adapter, module.scaling[adapter], dtype, *map(_state_of, parameters))
-    cached = module.__dict__.get(_CACHE)
-    if cached is None or key is None or cached[0] != key:
+    magnitude, scaling = module.lora_magnitude_vector[adapter].weight, module.scaling[adapter]
+    bias: Tensor | None = getattr(module.get_base_layer(), "bias", None)
+
+    def constants() -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         scale = (magnitude / _direction_norm(module, adapter)).to(dtype)
-        bias = getattr(module.get_base_layer(), "bias", None)
         shift = shift_of(scale, None if bias is None else bias.to(dtype))
-        cached = module.__dict__[_CACHE] = (
-            key, scale, shift, lora_a.to(dtype), folded(lora_b.to(dtype), scale, module.scaling[adapter])
-        )  # fmt: skip
-    _, scale, shift, lora_a, folded_b = cached
+        return scale, shift, lora_a.to(dtype), folded(lora_b.to(dtype), scale, scaling)
+
+    tensors = [lora_a, lora_b, magnitude, module.get_base_layer().weight, *([] if bias is None else [bias])]
+    scale, shift, lora_a, folded_b = _kept(module, _PREDICTION, tensors, (adapter, scaling, dtype), constants)
     result = result.contiguous()
     scaled = result.mul_(scale) if shift is None else torch.addcmul(shift, result, scale, out=result)
     return add_low_rank(scaled, x.to(dtype) @ lora_a.T, folded_b)
 
 
-def _state_of(tensor: Tensor) -> tuple[int, int, torch.device]:
-    """Return what tells that a tensor has changed: another storage, or a raised version."""
-    return tensor.data_ptr(), tensor._version, tensor.device
+def _kept(module: Any, name: str, tensors: Sequence[Tensor], settings: Any, compute: Callable[[], T]) -> T:
+    """Return what was computed before under this name, or compute it anew if it may be stale.
+
+    Args:
+        module: holds what is kept, outside of its state.
+        name: of what is kept.
+        tensors: what it is computed of. Replacing one changes its storage, writing into it raises its version.
+        settings: what else it is computed of.
+        compute: returns it.
+    """
+    if any(tensor.is_inference() for tensor in tensors):  # such a tensor counts no versions
+        return compute()
+    key = (settings, *((tensor.data_ptr(), tensor._version, tensor.device) for tensor in tensors))
+    kept: tuple[Any, T] | None = module.__dict__.get(name)
+    if kept is None or kept[0] != key:
+        kept = module.__dict__[name] = (key, compute())
+    return kept[1]
 
 
 def base_product(module: Any, lora_a: Tensor) -> Tensor:
     """Return W0·Aᵀ, (out, r), through the base layer's own forward pass."""
-    base_layer = module.get_base_layer()
-    product: Tensor = base_layer(
-        lora_a.to(base_layer.weight.dtype) if base_layer.weight.is_floating_point() else lora_a
-    )
-    if getattr(base_layer, "bias", None) is not None:
-        product = product - base_layer.bias
-    return product.T.to(lora_a.dtype)
+    product, bias = _through_base(module, lora_a), getattr(module.get_base_layer(), "bias", None)
+    return product.T if bias is None else (product - bias).T
 
 
 def base_row_norm_squared(module: Any) -> Tensor:
     """Return ‖W0‖² of each row, (out,), at least float32; computed once for a base weight."""
-    weight = module.get_base_layer().weight
-    key = _state_of(weight)  # merging replaces the storage, copying into it raises the version
-    cached: tuple[Any, Tensor] | None = module.__dict__.get("_base_row_norm_squared")
-    if cached is None or cached[0] != key:
+
+    def squared() -> Tensor:
         matrix = base_weight(module)
-        squared = matrix.to(torch.promote_types(matrix.dtype, torch.float32)).square().sum(dim=1)
-        cached = module.__dict__["_base_row_norm_squared"] = (key, squared)
-    return cached[1]
+        return matrix.to(torch.promote_types(matrix.dtype, torch.float32)).square().sum(dim=1)
+
+    return _kept(module, _BASE_NORM, [module.get_base_layer().weight], None, squared)
 
 
 def base_weight(module: Any) -> Tensor:
@@ -128,7 +132,7 @@ def effective_change(module: Any, adapter: str) -> Tensor:
     """Return W' − W0 = (m / n) ⊙ (W0 + s·B·A) − W0 of a DoRA layer, (out, in), at least float32."""
     weight = base_weight(module).to(torch.promote_types(base_weight(module).dtype, torch.float32))
     low_rank = module.scaling[adapter] * module.lora_B[adapter].weight @ module.lora_A[adapter].weight
-    direction = weight + low_rank.to(weight.dtype)
+    direction = weight + low_rank
     scale = module.lora_magnitude_vector[adapter].weight / direction.norm(dim=1)
     change: Tensor = scale[:, None] * direction - weight
     return change
@@ -157,3 +161,10 @@ def norm_in_graph(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         set_norm_in_graph(model, False)
+
+
+def _through_base(module: Any, x: Tensor) -> Tensor:
+    """Return W0·x + bias of an x that has the precision of the adapter, which need not be that of W0."""
+    base_layer = module.get_base_layer()
+    result: Tensor = base_layer(x.to(base_layer.weight.dtype) if base_layer.weight.is_floating_point() else x)
+    return result

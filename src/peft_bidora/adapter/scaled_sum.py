@@ -23,7 +23,7 @@ def scaled_sum(
         lora_a: (r, in), A.
         lora_b: (out, r), B.
         scale: (out,), c.
-        bias: (out,), or None where the layer has none; it has no gradient.
+        bias: (out,), or None where the layer has none.
         scaling: s.
     """
     dtype = base.dtype
@@ -71,21 +71,20 @@ class _ScaledSum(torch.autograd.Function):
         base = base.contiguous()
         scaled = base * factor if shift is None else torch.addcmul(shift, base, factor)
         add_low_rank(scaled, inner, folded(lora_b, factor, scaling))
-        of_scale = ctx.needs_input_grad[4]
         ctx.scaling = scaling
-        ctx.save_for_backward(x, lora_a, lora_b, scale, inner, base if of_scale else None, bias if of_scale else None)
+        ctx.save_for_backward(x, lora_a, lora_b, scale, inner, base if ctx.needs_input_grad[4] else None, bias)
         return scaled
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, lora_a, lora_b, scale, inner, base, bias = ctx.saved_tensors
-        of_base, of_x, of_a, of_b, of_scale = ctx.needs_input_grad[:5]
+        of_base, of_x, of_a, of_b, of_scale, of_bias, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # a second derivative goes through A·x, not through its kept value
             inner = x @ lora_a.T
         factor = scale.to(gradient.dtype)
         rows = gradient.reshape(-1, gradient.shape[-1])
         base_gradient = gradient * factor if of_base else None
-        x_gradient = a_gradient = b_gradient = scale_gradient = None
+        x_gradient = a_gradient = b_gradient = scale_gradient = bias_gradient = None
         if of_x or of_a:
             inner_gradient = rows @ folded(lora_b, factor, ctx.scaling)  # (rows, r)
             x_gradient = (inner_gradient @ lora_a).view(x.shape) if of_x else None
@@ -96,6 +95,8 @@ class _ScaledSum(torch.autograd.Function):
         if of_scale:
             scale_gradient = (rows * base.reshape(rows.shape)).sum(0, dtype=scale.dtype)
             scale_gradient = scale_gradient + ctx.scaling * (product * lora_b).sum(1, dtype=scale.dtype)
-            if bias is not None:
-                scale_gradient = scale_gradient - bias * rows.sum(0, dtype=scale.dtype)
-        return base_gradient, x_gradient, a_gradient, b_gradient, scale_gradient, None, None
+        if bias is not None and (of_scale or of_bias):
+            total = rows.sum(0, dtype=scale.dtype)
+            scale_gradient = scale_gradient - bias * total if of_scale else None
+            bias_gradient = (1 - scale) * total if of_bias else None
+        return base_gradient, x_gradient, a_gradient, b_gradient, scale_gradient, bias_gradient, None

@@ -35,19 +35,6 @@ def row_norm(base_squared: Tensor, base_product: Tensor, lora_a: Tensor, lora_b:
     return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
 
 
-def apply_scale(base: Tensor, bias: Tensor | None, low_rank: Tensor, scale: Tensor) -> Tensor:
-    """Return scale ⊙ (base − bias + low_rank) + bias, in one pass over the output.
-
-    Args:
-        base: (..., out), W0·x + bias.
-        bias: (out,), or None where the layer has none.
-        low_rank: (..., out), s·B·A·x.
-        scale: (out,), m / n.
-    """
-    total = base + low_rank
-    return total * scale if bias is None else torch.addcmul(bias * (1 - scale), total, scale)
-
-
 def low_rank_factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """Return the A and B whose product is nearest to a change of a weight, and what they miss of it.
 
