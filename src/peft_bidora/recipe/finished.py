@@ -53,7 +53,8 @@ def read_run(run_folder: Path) -> FinishedRun:
     Raises:
         CheckpointError: the folder holds no run, or one that is not finished.
     """
-    folder.check_output(run_folder, resume=True, overwrite=False)
+    if not folder.is_run(run_folder):
+        raise CheckpointError(f"{run_folder} holds no run. Name the output folder of one.")
     recipe = load_recipe(run_folder / folder.RECIPE, [f"output={json.dumps(str(run_folder))}"])
     if not (run_folder / folder.METRICS).is_file():
         raise CheckpointError(

@@ -13,6 +13,7 @@ import yaml
 
 from peft_bidora.errors import CheckpointError, RecipeError
 from peft_bidora.recipe.load import dump_recipe
+from peft_bidora.recipe.output import LOCK, check_writable
 from peft_bidora.recipe.prepare import Prepared, Rows
 from peft_bidora.recipe.schema import Recipe
 
@@ -43,7 +44,7 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise unless a run may start (or, with resume, go on) in a folder.
 
     Raises:
-        RecipeError: another run or other files are there.
+        RecipeError: another run or other files are there, or the folder cannot be written in.
         CheckpointError: there is no run to resume.
     """
     if resume:
@@ -56,8 +57,9 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"output={folder} holds another run. Go on with it by --resume, replace it by --overwrite, or name another"
             " output."
         )
-    elif folder.is_dir() and not is_run(folder) and any(folder.iterdir()):
+    elif folder.is_dir() and not is_run(folder) and any(path.name != LOCK for path in folder.iterdir()):
         raise RecipeError(f"output={folder} holds files that are no run; they are left alone. Name another output.")
+    check_writable(folder)
 
 
 def begin(prepared: Prepared) -> dict[str, Any]:
@@ -140,8 +142,11 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a kill leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

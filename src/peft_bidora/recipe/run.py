@@ -15,6 +15,7 @@ from peft_bidora.recipe import folder
 from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, Stopwatch
 from peft_bidora.recipe.memory import peak_memory_bytes
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
+from peft_bidora.recipe.output import disk_faults, held
 from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.progress import progress_bar
 from peft_bidora.recipe.schema import Recipe
@@ -47,6 +48,12 @@ def run(
         BiDoRAError: anything in recipe, data or model, before weights are loaded.
     """
     folder.check_output(recipe.output, resume=resume, overwrite=overwrite)
+    with held(recipe.output):
+        folder.check_output(recipe.output, resume=resume, overwrite=overwrite)  # another process may have been quicker
+        return _run(recipe, resume, announce)
+
+
+def _run(recipe: Recipe, resume: bool, announce: Callable[[str], None]) -> dict[str, Any]:
     prepared = prepare(recipe)
     manifest = folder.check_same_run(prepared.recipe, prepared.rows) if resume else None
     for note in prepared.rows.notes:
@@ -57,11 +64,13 @@ def run(
         finished: dict[str, Any] = json.loads(metrics_path.read_text(encoding="utf-8"))
         return finished
     trainer = make_trainer(prepared)
-    manifest = manifest or folder.begin(prepared)
-    stopwatch = Stopwatch(recipe.output / "seconds.json")
-    trainer.add_callback(stopwatch)
-    trainer.train(resume_from_checkpoint=resume)
-    return _finish(prepared, trainer, manifest, stopwatch.seconds())
+    with disk_faults(recipe.output, "--overwrite"):
+        manifest = manifest or folder.begin(prepared)
+    with disk_faults(recipe.output):
+        stopwatch = Stopwatch(recipe.output / "seconds.json")
+        trainer.add_callback(stopwatch)
+        trainer.train(resume_from_checkpoint=resume)
+        return _finish(prepared, trainer, manifest, stopwatch.seconds())
 
 
 def make_trainer(prepared: Prepared) -> ExactTrainer:
