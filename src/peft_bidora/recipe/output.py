@@ -69,8 +69,8 @@ def disk_faults(folder: Path, option: str = "--resume") -> Iterator[None]:
         if reason is None:
             raise
         raise CheckpointError(
-            f"The run in {folder} stopped: {reason}. What was computed is kept. Mend that (a full disk needs room), then"
-            f" give the same command with {option}."
+            f"The run in {folder} stopped: {reason}. What was computed is kept. Mend that (a full disk needs room),"
+            f" then give the same command with {option}."
         ) from error
 
 

@@ -1,6 +1,5 @@
 """A whole run: recipe in, run folder out."""
 
-import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +26,11 @@ from peft_bidora.training.prediction import predict
 from peft_bidora.training.trainer import BiDoRATrainer
 
 logger = logging.getLogger(__name__)
+
+METRIC_KEYS = (
+    *("method", "test", "test_details", "trainable_parameters", "parameters", "seconds"),
+    *("peak_memory_bytes", "rows", "model", "loading_lines"),
+)
 
 
 def run(
@@ -61,13 +65,12 @@ def _run(recipe: Recipe, resume: bool, announce: Callable[[str], None]) -> dict[
     metrics_path = recipe.output / folder.METRICS
     if manifest is not None and metrics_path.is_file():
         announce("The run is finished already.")
-        finished: dict[str, Any] = json.loads(metrics_path.read_text(encoding="utf-8"))
-        return finished
+        return folder.read_object(metrics_path, METRIC_KEYS, "Remove it: --resume then scores the run again")
     trainer = make_trainer(prepared)
     with disk_faults(recipe.output, "--overwrite"):
         manifest = manifest or folder.begin(prepared)
     with disk_faults(recipe.output):
-        stopwatch = Stopwatch(recipe.output / "seconds.json")
+        stopwatch = Stopwatch(recipe.output / folder.SECONDS)
         trainer.add_callback(stopwatch)
         trainer.train(resume_from_checkpoint=resume)
         return _finish(prepared, trainer, manifest, stopwatch.seconds())
