@@ -2,15 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from peft_bidora.display import console, print_evaluation, print_outlook, print_run, row_progress
-from peft_bidora.errors import BiDoRAError, RecipeError
+from peft_bidora.errors import BiDoRAError, Faults, RecipeError
 
 app = typer.Typer(
     add_completion=False,
@@ -72,11 +71,11 @@ def check(
     from peft_bidora.recipe.outlook import outlook, time_steps
     from peft_bidora.recipe.prepare import prepare
 
-    faults: list[str] = []
-    prepared = _collect(faults, prepare, loaded)
-    _collect(faults, check_output, loaded.output, resume=False, overwrite=False)
-    if faults or prepared is None:
-        raise BiDoRAError(*faults)
+    faults = Faults()
+    prepared = faults.check(prepare, loaded)
+    faults.check(check_output, loaded.output, resume=False, overwrite=False)
+    faults.raise_any()
+    assert prepared is not None
     report = outlook(prepared)
     if time:
         from peft_bidora.recipe.run import make_trainer
@@ -194,14 +193,6 @@ def main() -> None:
         for fault in error.faults:
             typer.echo(f"error: {fault}", err=True)
         sys.exit(2)
-
-
-def _collect(faults: list[str], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        return function(*args, **kwargs)
-    except BiDoRAError as error:
-        faults.extend(error.faults)
-        return None
 
 
 def _announce(note: str) -> None:

@@ -28,6 +28,7 @@ from peft_bidora.tasks.multi_label import (
 )
 from peft_bidora.tasks.protein import sequence_layout, sequence_notes
 from peft_bidora.tasks.task import Array, Columns, Task, TaskKind, TaskOptions
+from peft_bidora.tasks.truncation import text_notes
 
 NAME = "sequence-classification"
 SHOWN_NUMBERS = 5
@@ -213,4 +214,5 @@ SEQUENCE_CLASSIFICATION = TaskKind(
     restore=restore,
     strata=lambda train: rarest_labels(train) if has_label_lists(train) else None,
     notes=sequence_notes,
+    encoding_notes=text_notes,
 )
