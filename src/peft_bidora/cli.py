@@ -1,5 +1,6 @@
 """The command `peft-bidora`: a few lines a command; what is heavy is imported inside."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -83,7 +84,7 @@ def check(
         report["seconds"] = time_steps(prepared, make_trainer)
     if as_json:
         report |= {"task": prepared.rows.task.state(), "notes": prepared.rows.notes}
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(report, indent=2))
         return
     typer.echo(dump_recipe(prepared.recipe))
     print_outlook(report)
@@ -186,13 +187,22 @@ def merge(
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line a fault on standard error, and exit code 2."""
+    """Run the command line; an error of ours, or of the system, is one line a fault on standard error, and code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped, and ends no run
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except BiDoRAError as error:
-        for fault in error.faults:
-            typer.echo(f"error: {fault}", err=True)
-        sys.exit(2)
+        faults = list(error.faults)
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        faults = [f"{where}{error.strerror or error}. Correct the path, its permissions or the disk."]
+    else:
+        return
+    for fault in faults:
+        typer.echo(f"error: {fault}", err=True)
+    sys.exit(2)
 
 
 def _announce(note: str) -> None:

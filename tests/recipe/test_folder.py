@@ -86,6 +86,15 @@ def test_damaged_metrics_are_scored_again_once_they_are_removed(make_recipe: Mak
     assert run(recipe, resume=True)["test"] == metrics["test"]
 
 
+def test_half_a_surrogate_pair_of_any_column_is_kept(make_recipe: Make) -> None:
+    rows = [{"text": f"film {i}", "label": "ab"[i % 2], "note": "é\ud800", "\ud800": 1} for i in range(30)]
+    recipe = load_recipe(make_recipe(rows, rows[:4], method="lora", retrain__steps=1))
+    run(recipe)
+    told = (recipe.output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["note"] for line in told] == ["é\ud800"] * 4
+    assert json.loads(told[0])["\ud800"] == 1
+
+
 def test_file_that_cannot_be_written_leaves_the_old_one_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     folder.write_json(path, {"a": "é"})
