@@ -12,17 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from peft_bidora.errors import BiDoRAError, CheckpointError, RecipeError
+from peft_bidora.errors import AdapterError, BiDoRAError, CheckpointError, DataError, RecipeError
+from peft_bidora.recipe import predict as predict_module
 from peft_bidora.recipe import run as run_module
 from peft_bidora.recipe.folder import check_output
 from peft_bidora.recipe.load import load_recipe
+from peft_bidora.recipe.merge import merge
 from peft_bidora.recipe.output import LOCK, held
+from peft_bidora.recipe.predict import predict_file
 from peft_bidora.recipe.run import run
 
 Make = Callable[..., Path]
 HOLD = """
 import sys, time
 from pathlib import Path
+from peft_bidora.recipe.merge import merge
 from peft_bidora.recipe.output import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
@@ -151,3 +155,21 @@ def test_error_of_another_kind_is_not_taken_for_one_of_the_disk(
     with pytest.raises(RuntimeError, match="a bug") as caught:
         run(load_recipe(make_recipe(method="lora", retrain__steps=1)))
     assert not isinstance(caught.value, BiDoRAError)
+
+
+def test_full_disk_ends_predicting_and_merging_with_a_message(
+    make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_module, "CHUNK_ROWS", 4)
+    recipe = load_recipe(make_recipe(method="lora", retrain__steps=1))
+    run(recipe)
+    rows = str(tmp_path / "train.jsonl")
+    told = r"out\.\w+\.partial cannot be written: .*File too large"
+    for name, more in (("out.jsonl", r"(.|\n)*\d+ were written to"), ("out.csv", ""), ("out.parquet", "")):
+        with small_disk(1500), pytest.raises(DataError, match=told + more):
+            predict_file(recipe.output, rows, tmp_path / name, batch_size=4)
+        assert not (tmp_path / name).exists()
+    with small_disk(3000), pytest.raises(AdapterError, match=r"merged cannot be written: .* then merge again"):
+        merge(recipe.output, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    assert merge(recipe.output, tmp_path / "merged").rows == 12

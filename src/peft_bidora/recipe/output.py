@@ -51,6 +51,21 @@ def check_writable(folder: Path) -> None:
         raise RecipeError(_unwritable(folder, f"{nearest} may not be written in"))
 
 
+def disk_reason(error: Exception) -> str | None:
+    """Return what the system said, also through the libraries that hide its error; None for an error of another kind.
+
+    A torch.save that cannot write raises RuntimeError, by the name of a writer or of a stream, and safetensors a type
+    of its own.
+    """
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or error}{where}"
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and "stream" in text.lower()):
+        return text[:300]
+    return None
+
+
 @contextmanager
 def disk_faults(folder: Path, option: str = "--resume") -> Iterator[None]:
     """Turn what a full or broken disk raises during a run into a message.
@@ -65,28 +80,13 @@ def disk_faults(folder: Path, option: str = "--resume") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _disk_reason(error)
+        reason = disk_reason(error)
         if reason is None:
             raise
         raise CheckpointError(
             f"The run in {folder} stopped: {reason}. What was computed is kept. Mend that (a full disk needs room),"
             f" then give the same command with {option}."
         ) from error
-
-
-def _disk_reason(error: Exception) -> str | None:
-    """Return what the system said, also through the libraries that hide its error; None for an error of another kind.
-
-    A torch.save that cannot write raises RuntimeError, by the name of a writer or of a stream, and safetensors a type
-    of its own.
-    """
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror or error}{where}"
-    text = " ".join(str(error).split())
-    if type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and "stream" in text.lower()):
-        return text[:300]
-    return None
 
 
 def _unwritable(folder: Path, reason: str) -> str:
