@@ -77,7 +77,7 @@ def phase_steps(section: PhaseSection, rows: int) -> int:
     if section.steps is not None:
         return section.steps
     batches = math.ceil(rows / section.batch_size)
-    return math.ceil((section.epochs or 0) * max(1, batches // section.gradient_accumulation_steps))
+    return math.ceil((section.epochs or 0) * max(1, math.ceil(batches / section.gradient_accumulation_steps)))
 
 
 def _phase(section: PhaseSection) -> dict[str, Any]:
