@@ -51,8 +51,9 @@ def test_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
         folder.check_output(tmp_path / "run", resume=False, overwrite=True)
 
 
-def test_lock_that_a_killed_run_left_is_no_file_of_others(tmp_path: Path) -> None:
+def test_what_a_killed_run_left_before_it_began_is_no_file_of_others(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
+    (tmp_path / "manifest.json.partial").write_text('{"vers')
     folder.check_output(tmp_path, resume=False, overwrite=False)
 
 

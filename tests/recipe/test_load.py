@@ -27,6 +27,9 @@ def write(folder: Path, text: str) -> Path:
         ("- model\n", r"holds list; expected keys and values"),
         ("", r"holds NoneType; expected keys and values"),
         ("model: m\noutput: run\n", r"^data is missing"),
+        (TEXT + "search: {upper_batch_size: 0}\n", r"^search\.upper_batch_size=0: input should be greater than"),
+        (TEXT + "search: {finite_difference_radius: 0.0}\n", r"finite_difference_radius=0\.0: input should be greater"),
+        (TEXT + "search: {warmup_fraction: 10}\n", r"^search\.warmup_fraction=10: input should be less than 1"),
         (TEXT + "? [a]\n: 1\n", r"line 4: broken YAML: a key is a list or a mapping"),
         (TEXT + "? {a: b}\n: 1\n", r"line 4: broken YAML: a key is a list or a mapping"),
         (TEXT + "search: {<<: 3}\n", r"line 4: broken YAML: expected a mapping"),
@@ -36,7 +39,7 @@ def write(folder: Path, text: str) -> Path:
         (TEXT + "seed: 4294967295\n", r"^seed=4294967295: input should be less than 4294967295"),
         (TEXT.replace("rows.jsonl", "r" * 5000), r"^data\.train: expected a path .* \(File name too long\)"),
         (TEXT.replace("model: m", "model: " + "m" * 300), r"^model: expected a path .* \(File name too long\)"),
-        (TEXT.replace("run", "r" * 300), r"^output: expected a path .* \(File name too long\)\. Correct it\.$"),
+        (TEXT.replace("run", "r" * 300), r"^output: expected a path .* \(File name too long\)\.$"),
         (TEXT.replace("run", r'"r\0n"'), r"^output: expected a path .* \(embedded null byte\)"),
     ],
 )

@@ -26,6 +26,7 @@ WRITTEN = (
     *("search", "retrain", "adapter", "model", METRICS, TASK, RECIPE),
     *("metrics.jsonl", "predictions.jsonl", SECONDS, MANIFEST),
 )
+BEFORE_A_RUN = (LOCK, f"{MANIFEST}.partial")  # what a process leaves that is killed before it has begun
 PACKAGES = ("peft-bidora", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -69,7 +70,7 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"output={folder} holds another run. Go on with it by --resume, replace it by --overwrite, or name another"
             " output."
         )
-    elif folder.is_dir() and not is_run(folder) and any(path.name != LOCK for path in folder.iterdir()):
+    elif folder.is_dir() and not is_run(folder) and any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
         raise RecipeError(f"output={folder} holds files that are no run; they are left alone. Name another output.")
     check_writable(folder)
 

@@ -36,9 +36,7 @@ def _system_path(value: Path) -> Path:
         return path
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a home of nobody, no permission
         reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(
-            f"expected a path that the system takes, got one of {len(str(value))} characters ({reason}). Correct it"
-        ) from error
+        raise ValueError(f"expected a path that the system takes, got one that it refuses ({reason})") from error
     return path
 
 
