@@ -314,6 +314,54 @@ def test_evaluate_needs_a_run(tmp_path: Path, command: Run) -> None:
     assert_faults(command("evaluate", tmp_path / "gone"), "gone", "no run")
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "merge", "check", "init"])
+def test_path_that_the_system_does_not_take_is_a_message(
+    verb: str, lora_run: Project, command: Run, tmp_path: Path
+) -> None:
+    long, run = "x" * 300, lora_run.output
+    arguments = {
+        "evaluate": [run, long],
+        "predict": [run, run / "predictions.jsonl", "-o", f"{long}.csv"],
+        "merge": [run, "-o", long],
+        "check": [lora_run.recipe, f"data.test={long}"],
+        "init": [long, "-o", tmp_path / "recipe.yaml"],
+    }
+    assert_faults(command(verb, *arguments[verb]), "File name too long")
+
+
+COMMANDS = """
+import json, sys
+from peft_bidora.cli import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["peft-bidora", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code
+    print("\\f")
+"""
+
+
+def test_output_in_ascii_escapes_what_it_lacks(project: Project) -> None:
+    named = {"fruit": "früit", "tool": "töol", "bird": "bird"}
+    for name, words in (("train.jsonl", TRAIN_WORDS), ("test.jsonl", TEST_WORDS)):
+        project.write_rows(name, [{**row, "label": named[row["label"]]} for row in rows_of(words)])
+    recipe, output = str(project.recipe), str(project.output)
+    commands = [["--help"], ["check", recipe], ["check", recipe, "--json"], ["train", recipe, "method=lora"]]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps([*commands, ["evaluate", output]])],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.split("\f\n")
+    assert set(json.loads(told[2])["classes"]["test"]) == set(named.values())
+    assert [r"fr\xfcit" in text for text in told] == [False, True, False, False, True, False]
+
+
 @pytest.mark.usefixtures("no_weights")
 def test_check_prints_rows_and_loads_no_weights(project: Project, command: Run) -> None:
     result = command("check", project.recipe)

@@ -1,16 +1,16 @@
 """The command `peft-bidora`: a few lines a command; what is heavy is imported inside."""
 
+import io
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from peft_bidora.display import console, print_evaluation, print_outlook, print_run, row_progress
-from peft_bidora.errors import BiDoRAError, RecipeError
+from peft_bidora.errors import BiDoRAError, Faults, RecipeError
 
 app = typer.Typer(
     add_completion=False,
@@ -72,11 +72,11 @@ def check(
     from peft_bidora.recipe.outlook import outlook, time_steps
     from peft_bidora.recipe.prepare import prepare
 
-    faults: list[str] = []
-    prepared = _collect(faults, prepare, loaded)
-    _collect(faults, check_output, loaded.output, resume=False, overwrite=False)
-    if faults or prepared is None:
-        raise BiDoRAError(*faults)
+    faults = Faults()
+    prepared = faults.check(prepare, loaded)
+    faults.check(check_output, loaded.output, resume=False, overwrite=False)
+    faults.raise_any()
+    assert prepared is not None
     report = outlook(prepared)
     if time:
         from peft_bidora.recipe.run import make_trainer
@@ -84,7 +84,7 @@ def check(
         report["seconds"] = time_steps(prepared, make_trainer)
     if as_json:
         report |= {"task": prepared.rows.task.state(), "notes": prepared.rows.notes}
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(report, indent=2))
         return
     typer.echo(dump_recipe(prepared.recipe))
     print_outlook(report)
@@ -187,21 +187,22 @@ def merge(
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line a fault on standard error, and exit code 2."""
+    """Run the command line; an error of ours, or of the system, is one line a fault on standard error, and code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped, and ends no run
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except BiDoRAError as error:
-        for fault in error.faults:
-            typer.echo(f"error: {fault}", err=True)
-        sys.exit(2)
-
-
-def _collect(faults: list[str], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        return function(*args, **kwargs)
-    except BiDoRAError as error:
-        faults.extend(error.faults)
-        return None
+        faults = list(error.faults)
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        faults = [f"{where}{error.strerror or error}. Correct the path, its permissions or the disk."]
+    else:
+        return
+    for fault in faults:
+        typer.echo(f"error: {fault}", err=True)
+    sys.exit(2)
 
 
 def _announce(note: str) -> None:

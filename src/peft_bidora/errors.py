@@ -1,5 +1,11 @@
 """The one tree of errors: each message says what was expected, what came and what to do."""
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
 
 class BiDoRAError(Exception):
     """Base of every error this package raises on purpose.
@@ -39,3 +45,28 @@ class CheckpointError(BiDoRAError):
 
 class NonFiniteError(BiDoRAError):
     """A loss or a gradient of the bi-level problem is infinite or not a number."""
+
+
+class Faults:
+    """Run checks that do not depend on one another, keep what they raise, and raise it at once."""
+
+    def __init__(self) -> None:
+        self._found: list[BiDoRAError] = []
+
+    def check(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return what a function returns, or None where it raised an error of ours, which is kept."""
+        try:
+            return function(*args, **kwargs)
+        except BiDoRAError as error:
+            self.add(error)
+            return None
+
+    def add(self, error: BiDoRAError) -> None:
+        """Keep an error."""
+        self._found.append(error)
+
+    def raise_any(self) -> None:
+        """Raise the faults that were kept, if there are any: as their own type where all are of one."""
+        if self._found:
+            kind = type(self._found[0]) if len({type(error) for error in self._found}) == 1 else BiDoRAError
+            raise kind(*dict.fromkeys(fault for error in self._found for fault in error.faults))

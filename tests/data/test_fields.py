@@ -20,6 +20,8 @@ def test_a_good_value_is_read(column: str, value: object, read: str) -> None:
         ("text", 12, "a number in 'text'"),
         ("text", ["a"], "a list in 'text'"),
         ("text", "a\ud800b", "half a surrogate pair in 'text'"),
+        ("label", "a\ud800", "half a surrogate pair in 'label'"),
+        ("fold", "a\ud800", "half a surrogate pair in 'fold'"),
         ("label", None, "no label in 'label'"),
         ("label", " ", "an empty label in 'label'"),
         ("label", 0.5, "a number that is no integer in 'label'"),

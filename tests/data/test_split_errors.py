@@ -77,8 +77,17 @@ def test_the_limit_that_is_advised_is_enough(build: Build) -> None:
 
 
 def test_a_class_of_one_row_needs_more_rows_and_no_higher_limit(build: Build) -> None:
-    with pytest.raises(SplitError, match=r"1 of the class 'b' \(which has 1 row\).*Add rows of it\.$"):
+    message = r"1 of the class 'b' \(which has 1 row\).*Add rows of 'b', or leave it out\.$"
+    with pytest.raises(SplitError, match=message):
         make_splits(build(["a"] * 9 + ["b"]), selection_fraction=0, upper_fraction=0.5, max_train_rows=9, seed=0)
+
+
+@pytest.mark.parametrize("option", ["test_fraction", "selection_fraction", "upper_fraction"])
+def test_classes_of_one_row_are_cured_by_rows_alone(build: Build, option: str) -> None:
+    examples = build(["a"] * 20 + ["b"] * 20 + ["c", "d"])
+    options: dict[str, Any] = {"selection_fraction": 0.0, "upper_fraction": 0.0, "seed": 0, option: 0.5}
+    with pytest.raises(SplitError, match=r"\(4\)\. Add rows of 'c', 'd', or leave them out\.$"):
+        make_splits(examples, **options)
 
 
 def test_an_upper_split_too_small_under_a_limit_is_cured_by_the_limit(build: Build) -> None:

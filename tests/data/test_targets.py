@@ -70,3 +70,9 @@ def test_what_is_no_list_of_classes_is_a_fault(value: object, what: str) -> None
 
 def test_lists_and_single_classes_are_told_apart() -> None:
     assert [read_class_or_classes(value, "y") for value in (["a"], "a", 1)] == [("a",), "a", "1"]
+
+
+def test_class_with_half_a_surrogate_pair_is_at_fault() -> None:
+    fault = read_classes(["a", "b\ud800"], "y")
+    assert isinstance(fault, Fault)
+    assert fault.what == "half a surrogate pair in 'y'"

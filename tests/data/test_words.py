@@ -27,6 +27,11 @@ def test_numbers_of_classes_become_their_names() -> None:
     assert read_tags([0, 1.0, "2"], "tags") == ("0", "1", "2")
 
 
+def test_tag_with_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(DataError, match=r"half a surrogate pair in 'tags' .*Write these tags again"):
+        read({"tokens": ["a", "b"], "tags": ["O", "B-\ud800"]})
+
+
 @pytest.mark.parametrize("tags", ["ner_tags", "tags", "labels", "label", "pos_tags", "chunk_tags", "upos"])
 @pytest.mark.parametrize("words", ["tokens", "words", "forms"])
 def test_columns_are_guessed_by_name_or_content(words: str, tags: str) -> None:

@@ -101,3 +101,12 @@ def test_chunk_that_cannot_be_written_leaves_nothing_behind() -> None:
     with pytest.raises(DataError, match=r"half a surrogate pair.*Write \.jsonl"):
         writer.write(["a"], [{"a": "good"}, {"a": "\ud800"}], [{"y": 0}, {"y": 1}])
     assert file.getvalue() == b"a,y\nx,0\n"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("column", ["a", "\ud800"])
+def test_half_a_surrogate_pair_is_for_json_alone(suffix: str, column: str) -> None:
+    chunk = ([column], [{column: "\ud800"}], [{"y": 0}])
+    with pytest.raises(DataError, match=r"half a surrogate pair.*Write \.jsonl"):
+        written(suffix, chunk)
+    assert json.loads(written(".jsonl", chunk)) == {column: "\ud800", "y": 0}

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 from glue_folders import write_glue
 
 from peft_bidora.data.glue_tasks import GLUE, GlueTask
@@ -13,6 +14,7 @@ from peft_bidora.recipe.files import data_files, with_glue_defaults
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.prepare import prepare, read_rows
 from peft_bidora.recipe.schema import Recipe
+from peft_bidora.recipe.suggest import suggest_recipe
 from peft_bidora.tasks import registry
 from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
 
@@ -119,3 +121,20 @@ def test_hub_name_gives_its_splits(make_recipe: MakeRecipe) -> None:
         "data.test is not set: using the test split of nyu-mll/glue:mrpc",
         "data.selection is not set: using the validation split of nyu-mll/glue:mrpc",
     ]
+
+
+def test_saved_dictionary_gives_its_splits(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    rows = [{"text": f"film {i}", "label": "pos" if i % 2 else "neg"} for i in range(40)]
+    parts = {"train": Dataset.from_list(rows), "test": Dataset.from_list(rows[:6]), "other": Dataset.from_list(rows)}
+    DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    saved = str(tmp_path / "saved")
+    recipe = load_recipe(make_recipe(), ["data.test=null", f"data.train={saved}"])
+    assert data_files(recipe) == (
+        {"train": (saved, "train"), "test": (saved, "test")},
+        [f"data.test is not set: using the test split of {saved}"],
+    )
+    assert len(read_rows(recipe, SEQUENCE_CLASSIFICATION).parts["test"]) == 6
+    assert "test_fraction" not in suggest_recipe(saved)[0]
+    parts["train"].save_to_disk(tmp_path / "single")
+    single = load_recipe(make_recipe(), ["data.test=null", f"data.train={tmp_path / 'single'}"])
+    assert data_files(single) == ({"train": (str(tmp_path / "single"), "train")}, [])

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,9 +89,22 @@ BESIDE = {
 }
 
 
-TOKENIZER = SimpleNamespace(
-    model_max_length=32, unk_token_id=0, tokenize=lambda text: [text], convert_tokens_to_ids=lambda tokens: [1]
-)
+class OneToken:
+    """A tokenizer that makes one token of each text."""
+
+    model_max_length, unk_token_id = 32, 0
+
+    def __len__(self) -> int:
+        return 8
+
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[1] for _ in texts]}
+
+    def tokenize(self, text: str) -> list[str]:
+        return [text]
+
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        return [1 for _ in tokens]
 
 
 @pytest.fixture
@@ -104,7 +116,7 @@ def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )  # fmt: skip
     monkeypatch.setattr(prepare_module, "resolve_model", lambda name: f"folder of {name}")
     monkeypatch.setattr(prepare_module, "load_config", lambda _: config)
-    monkeypatch.setattr(prepare_module, "load_tokenizer", lambda _: TOKENIZER)
+    monkeypatch.setattr(prepare_module, "load_tokenizer", lambda _: OneToken())
     twin = replace(registry.TASKS["sequence-classification"], name="twin")
     monkeypatch.setitem(registry.TASKS, "twin", twin)
     monkeypatch.chdir(tmp_path)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import set_seed
 
 from peft_bidora.errors import RecipeError
 from peft_bidora.recipe.load import dump_recipe, load_recipe
@@ -26,6 +27,20 @@ def write(folder: Path, text: str) -> Path:
         ("- model\n", r"holds list; expected keys and values"),
         ("", r"holds NoneType; expected keys and values"),
         ("model: m\noutput: run\n", r"^data is missing"),
+        (TEXT + "search: {upper_batch_size: 0}\n", r"^search\.upper_batch_size=0: input should be greater than"),
+        (TEXT + "search: {finite_difference_radius: 0.0}\n", r"finite_difference_radius=0\.0: input should be greater"),
+        (TEXT + "search: {warmup_fraction: 10}\n", r"^search\.warmup_fraction=10: input should be less than 1"),
+        (TEXT + "? [a]\n: 1\n", r"line 4: broken YAML: a key is a list or a mapping"),
+        (TEXT + "? {a: b}\n: 1\n", r"line 4: broken YAML: a key is a list or a mapping"),
+        (TEXT + "search: {<<: 3}\n", r"line 4: broken YAML: expected a mapping"),
+        (TEXT + "search: &s {steps: 1, steps: 2}\nretrain: {<<: *s}\n", r"line 4: .*'steps' stands twice"),
+        (TEXT + "seed: 2020-13-45\n", r"broken YAML: month must be in 1\.\.12"),
+        ("[" * 5000, r"broken YAML: maximum recursion"),
+        (TEXT + "seed: 4294967295\n", r"^seed=4294967295: input should be less than 4294967295"),
+        (TEXT.replace("rows.jsonl", "r" * 5000), r"^data\.train: expected a path .* \(File name too long\)"),
+        (TEXT.replace("model: m", "model: " + "m" * 300), r"^model: expected a path .* \(File name too long\)"),
+        (TEXT.replace("run", "r" * 300), r"^output: expected a path .* \(File name too long\)\.$"),
+        (TEXT.replace("run", r'"r\0n"'), r"^output: expected a path .* \(embedded null byte\)"),
     ],
 )
 def test_broken_recipe_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -56,3 +71,22 @@ def test_dumped_recipe_reads_back_equal(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
     plain = load_recipe(write(tmp_path, TEXT))
     assert load_recipe(write(tmp_path, dump_recipe(plain))) == plain
+
+
+def test_merge_key_brings_what_is_not_given(tmp_path: Path) -> None:
+    text = "search: &s {steps: 7, batch_size: 3}\nretrain: &r {<<: *s, batch_size: 5}\n" + TEXT
+    recipe = load_recipe(write(tmp_path, text))
+    assert (recipe.retrain.steps, recipe.retrain.batch_size) == (7, 5)
+    with pytest.raises(RecipeError) as caught:  # the keys are merged on, and none is said to stand twice
+        load_recipe(write(tmp_path, text + "adapter: {<<: *r}\n"))
+    assert {fault.split(":")[0] for fault in caught.value.faults} == {"adapter.steps", "adapter.batch_size"}
+
+
+def test_tilde_of_the_output_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_recipe(write(tmp_path, TEXT), ["output=~/runs/a"]).output == tmp_path / "runs" / "a"
+
+
+def test_largest_seed_leaves_one_for_the_retrain_phase(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, TEXT), [f"seed={2**32 - 2}"])
+    set_seed(recipe.seed + 1)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from peft_bidora.errors import DataError, RecipeError
+from peft_bidora.errors import BiDoRAError, DataError, RecipeError
 from peft_bidora.recipe.load import load_recipe
-from peft_bidora.recipe.prepare import read_rows
+from peft_bidora.recipe.prepare import prepare, read_rows
 from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
 
 
@@ -51,3 +52,82 @@ def test_selection_file_and_fraction_together_are_refused(make_recipe: Callable[
 def test_metric_that_the_task_does_not_have_is_refused(make_recipe: Callable[..., Path]) -> None:
     with pytest.raises(RecipeError, match="select_by=bleu: expected a metric of sequence-classification: accuracy"):
         read_rows(load_recipe(make_recipe(select_by="bleu")), SEQUENCE_CLASSIFICATION)
+
+
+def rows_of(count: int, texts: int, groups: int) -> list[dict[str, Any]]:
+    return [
+        {"text": f"film {i % texts}", "label": ("neg", "pos")[i % texts % 2], "group": f"g{i % groups}"}
+        for i in range(count)
+    ]
+
+
+def test_selection_file_that_is_the_test_file_is_noted(make_recipe: Callable[..., Path]) -> None:
+    path = make_recipe(data__selection="test.jsonl")
+    notes = read_rows(load_recipe(path), SEQUENCE_CLASSIFICATION).notes
+    assert notes == [
+        "12 test rows also stand among the selection rows: the checkpoint is chosen on rows that are scored."
+    ]
+
+
+def test_every_overlap_of_given_files_is_noted(make_recipe: Callable[..., Path]) -> None:
+    path = make_recipe(data__selection="train.jsonl", data__test="train.jsonl")
+    notes = read_rows(load_recipe(path), SEQUENCE_CLASSIFICATION).notes
+    assert [note.split(":")[0] for note in notes] == [
+        "40 selection rows also stand among the training rows",
+        "40 test rows also stand among the training rows",
+        "40 test rows also stand among the selection rows",
+    ]
+
+
+def test_repeats_that_groups_tear_apart_are_noted_as_such(make_recipe: Callable[..., Path]) -> None:
+    path = make_recipe(rows_of(60, 30, 20), data__group="group")
+    rows = read_rows(load_recipe(path), SEQUENCE_CLASSIFICATION)
+    assert "repeats in other groups may be in other splits" in rows.notes[0]
+    assert any("upper rows also stand among the lower rows" in note for note in rows.notes)
+    # Without groups the same rows are kept together.
+    rows = read_rows(load_recipe(make_recipe(rows_of(60, 30, 20))), SEQUENCE_CLASSIFICATION)
+    assert [note for note in rows.notes if "repeat" in note or "stand" in note] == [
+        f"30 rows of {rows.parts['lower'].source} repeat another one; repeats stay in one split."
+    ]
+
+
+def test_texts_that_are_cut_are_noted(make_recipe: Callable[..., Path]) -> None:
+    notes = prepare(load_recipe(make_recipe(data__max_length=5))).rows.notes
+    counts = {"lower": 29, "upper": 7, "selection": 4, "test": 12}
+    assert notes == [
+        f"{name} split: {count} rows have a text that is cut to fit into data.max_length=5."
+        for name, count in counts.items()
+    ]
+    assert prepare(load_recipe(make_recipe(data__max_length=6))).rows.notes == []
+
+
+def test_faults_of_all_files_model_and_keys_are_told_at_once(
+    make_recipe: Callable[..., Path], tmp_path: Path, model_folder: Path
+) -> None:
+    path = make_recipe(
+        train=[{"text": "", "label": "pos"}], test=[{"text": "film"}], data__selection="gone.jsonl",
+        search__lower_steps=9, report_to=["tensorbord"], data__upper_fraction=0, data__max_length=99,
+        adapter__target_modules=["querry"],
+    )  # fmt: skip
+    with pytest.raises(BiDoRAError) as caught:
+        prepare(load_recipe(path))
+    told = "\n".join(caught.value.faults)
+    for words in (
+        "train.jsonl: 1 row has an empty text", "test.jsonl has 'text'", "gone.jsonl does not exist",
+        "lower_steps=9", "report_to=tensorbord", "There are no upper rows", "data.max_length=99", "'querry'",
+    ):  # fmt: skip
+        assert words in told
+    assert len(caught.value.faults) == 8
+
+
+def test_faults_of_the_test_file_are_told_beside_a_train_file_that_is_gone(
+    make_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_recipe(test=[{"text": "", "label": "pos"}])
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(DataError) as caught:
+        read_rows(load_recipe(path), SEQUENCE_CLASSIFICATION)
+    assert [Path(fault.split(" ")[0].strip(":")).name for fault in caught.value.faults] == ["train.jsonl", "test.jsonl"]
+    with pytest.raises(DataError) as caught:
+        read_rows(load_recipe(path, ["data.label=null"]), SEQUENCE_CLASSIFICATION)
+    assert len(caught.value.faults) == 1

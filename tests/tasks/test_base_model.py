@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, ViTConfig
 
 from peft_bidora.errors import ModelError
 from peft_bidora.tasks import base_model
@@ -99,3 +99,23 @@ def test_offset_positions_cannot_be_used(kind: str, limit: int) -> None:
 
 def test_model_without_positions_has_no_limit() -> None:
     assert position_limit(SimpleNamespace(model_type="t5", pad_token_id=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden_size": 15, "num_attention_heads": 2}, "not a multiple of the number of attention heads"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"hidden_act": "nope"}, "KeyError: 'nope'"),
+        ({"vocab_size": -3}, "negative dimension"),
+    ],
+)
+def test_configuration_of_impossible_values_is_refused(values: dict[str, object], message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **values}), encoding="utf-8")
+    with pytest.raises(ModelError, match=rf"The configuration in {tmp_path} cannot be read .*{message}"):
+        skeleton(load_config(str(tmp_path)), AutoModelForSequenceClassification)
+
+
+def test_architecture_without_a_head_for_the_task_is_named() -> None:
+    with pytest.raises(ModelError, match="The architecture 'vit' cannot be used for this task"):
+        skeleton(ViTConfig(), AutoModelForSequenceClassification)

@@ -1,6 +1,9 @@
 """Chats as the text that the tokenizer's template makes of them."""
 
-from peft_bidora.tasks.chat import check_rendering, last_answer, render, rendered_answer
+import pytest
+
+from peft_bidora.data.faults import Fault
+from peft_bidora.tasks.chat import check_rendering, last_answer, read_messages, render, rendered_answer
 
 PROMPT = (("user", "who?"),)
 
@@ -26,3 +29,10 @@ def test_only_the_assistant_answers() -> None:
     assert last_answer([]) is None
     assert last_answer("text") is None
     assert last_answer([{"role": "assistant", "content": "a"}]) == "a"
+
+
+@pytest.mark.parametrize("message", [{"role": "user", "content": "a\ud800"}, {"role": "u\ud800", "content": "a"}])
+def test_message_with_half_a_surrogate_pair_is_at_fault(message: dict[str, str]) -> None:
+    fault = read_messages([message], "messages")
+    assert isinstance(fault, Fault)
+    assert fault.what == "half a surrogate pair in 'messages'"

@@ -1,5 +1,7 @@
 """Scores of a classification against scikit-learn's, and their intervals."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -7,7 +9,7 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from peft_bidora.tasks.intervals import scores_with_intervals
-from peft_bidora.tasks.metrics import classification_scores, confusion, resample
+from peft_bidora.tasks.metrics import class_sums, classification_scores, confusion, resampled_classification_scores
 from peft_bidora.tasks.sequence_classification import SequenceClassification
 
 
@@ -62,7 +64,7 @@ def test_scores_equal_scikit_learns(seed: int, classes: int) -> None:
 
 def test_class_that_never_occurs_does_not_count_in_f1() -> None:
     labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
-    found = classification_scores(confusion(predicted, labels, 4))
+    found = classification_scores(class_sums(confusion(predicted, labels, 4)))
     assert float(found["f1_macro"]) == pytest.approx(f1_score(labels, predicted, average="macro"), rel=1e-12)
 
 
@@ -72,16 +74,36 @@ def test_one_predicted_class_has_matthews_zero() -> None:
 
 
 def test_confusion_has_the_truth_in_its_rows() -> None:
-    counts = confusion(np.array([1, 1, 0]), np.array([0, 1, 0]), 3)
-    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    found = confusion(np.array([1, 1, 0]), np.array([0, 1, 0]), 3)
+    assert found.matrix().tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
-def test_resampling_keeps_the_number_of_rows() -> None:
-    counts = np.array([[5, 1], [2, 4]])
-    drawn = resample(counts, np.random.default_rng(0), 50)
-    assert drawn.shape == (50, 2, 2)
-    assert (drawn.sum((1, 2)) == 12).all()
-    assert len({matrix.tobytes() for matrix in drawn}) > 1
+@pytest.mark.parametrize(("seed", "classes"), [(0, 2), (1, 5), (2, 30), (3, 200)])
+def test_resampling_the_cells_that_occur_is_resampling_the_whole_matrix(seed: int, classes: int) -> None:
+    logits, labels = random_case(seed, 70, classes)
+    found = confusion(logits.argmax(-1), labels, classes)
+    scores = resampled_classification_scores(found, np.random.default_rng(seed), 20)
+    matrix = found.matrix()
+    drawn = np.random.default_rng(seed).multinomial(70, (matrix / 70).ravel(), size=20).reshape(20, classes, classes)
+    for draw, counts in enumerate(drawn):
+        labels, predicted = (np.repeat(index, counts.ravel()) for index in np.indices(counts.shape).reshape(2, -1))
+        assert len(labels) == 70
+        assert scores["accuracy"][draw] == accuracy_score(labels, predicted)
+        assert scores["f1_macro"][draw] == pytest.approx(f1_score(labels, predicted, average="macro"), rel=1e-12)
+
+
+def test_memory_of_the_intervals_grows_with_rows_and_not_with_the_square_of_the_classes() -> None:
+    logits, labels = random_case(0, 60, 5000)
+    tracemalloc.start()
+    found = intervals(logits, labels, 0)
+    details = task_of(5000).details(list(logits), labels.astype(str))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # One matrix of 5000 x 5000 numbers has 200 MB, a thousand of them 200 GB.
+    assert peak < 1e8
+    assert found["accuracy"]["value"] == accuracy_score(labels, logits.argmax(-1))
+    assert set(details) == {"by_class"}
+    assert len(details["by_class"]) == 5000
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,6 +1,7 @@
 """Read Arrow data: a Parquet file, a folder written by `datasets.save_to_disk`, or a data set of the hub."""
 
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -49,6 +50,14 @@ def parquet_rows(source: str, stream: BinaryIO, batch_rows: int = BATCH_ROWS) ->
 def is_saved(folder: Path) -> bool:
     """Return whether `datasets.save_to_disk` wrote this folder."""
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """Return the splits of a saved `DatasetDict`; none of another folder, or of one that cannot be read."""
+    try:
+        return list(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # whoever reads it will say why it cannot be
 
 
 def read_saved(source: str, folder: Path, split: str) -> Table:

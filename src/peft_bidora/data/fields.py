@@ -50,4 +50,6 @@ def _named(what: str, value: object, column: str) -> str | Fault:
         hint = " To predict numbers, set task=regression." if fractional else ""
         advice = f"a {what} is a string, an integer or a boolean. Convert them.{hint}"
         return Fault(f"{kind_of(value)} in {column!r}", advice)
+    if SURROGATE.search(name):
+        return Fault(f"half a surrogate pair in {column!r}", f"that is no character. Write these {what}s again.")
     return name

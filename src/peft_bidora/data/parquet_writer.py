@@ -5,6 +5,7 @@ from typing import Any, BinaryIO
 
 from peft_bidora.data.added import refuse_late, refuse_taken
 from peft_bidora.data.table import Row
+from peft_bidora.data.values import HALF_A_PAIR
 from peft_bidora.errors import DataError
 
 ROW_GROUP_BYTES = 2**24
@@ -35,10 +36,13 @@ class ParquetWriter:
             refuse_late(names, self._schema.names)
             names = self._schema.names
         whole = [{**row, **extra} for row, extra in zip(rows, added, strict=True)]
-        arrays = {name: self._array(name, [row.get(name) for row in whole]) for name in names}
-        if self._schema is None:
-            self._schema = pyarrow.schema([(name, array.type) for name, array in arrays.items()])
-        self._held.append(pyarrow.table(arrays, schema=self._schema))
+        try:
+            arrays = {name: self._array(name, [row.get(name) for row in whole]) for name in names}
+            if self._schema is None:
+                self._schema = pyarrow.schema([(name, array.type) for name, array in arrays.items()])
+            self._held.append(pyarrow.table(arrays, schema=self._schema))
+        except UnicodeEncodeError as error:
+            raise DataError(HALF_A_PAIR) from error
         if sum(table.nbytes for table in self._held) >= ROW_GROUP_BYTES:
             self._write_group()
 

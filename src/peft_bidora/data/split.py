@@ -13,7 +13,7 @@ import numpy as np
 from peft_bidora.data.examples import Examples
 from peft_bidora.data.repeats import text_keys
 from peft_bidora.data.strata import split_rows
-from peft_bidora.data.wording import counted
+from peft_bidora.data.wording import counted, listed
 from peft_bidora.errors import SplitError
 
 ANY_CLASS = ""  # of every row where the labels are no classes
@@ -164,15 +164,23 @@ def _require_classes(pool: _Pool, part: _Pool, needed: int, cause: str, use: str
     if not short:
         return
     name = short[0]
-    groups = len({pool.groups[i] for i in pool.rows if pool.classes[i] == name})
-    within = f" in {counted(groups, 'group')}" if groups < had[name] else ""
+    groups = _group_counts(pool)
+    within = f" in {counted(groups[name], 'group')}" if groups[name] < had[name] else ""
     detail = f", {has[name]} of the class {name!r} (which has {counted(had[name], 'row')}{within})" if part.rows else ""
     minimum = {1: "one row", 2: "two rows"}[needed]
     if name == ANY_CLASS:
         raise SplitError(
             f"{cause} leaves {counted(len(part.rows), 'row')} for {use}; it needs at least {minimum}. {advice}"
         )
+    if groups[name] == 1:  # which no fraction puts on both sides of a cut
+        single = sorted(one for one, count in groups.items() if count == 1)
+        advice = f"Add rows of {listed(single)}, or leave {'it' if len(single) == 1 else 'them'} out."
     raise SplitError(
         f"{cause} leaves {counted(len(part.rows), 'row')} for {use}{detail}; "
         f"it needs at least {minimum} a class ({needed * len(had)}). {advice}"
     )
+
+
+def _group_counts(pool: _Pool) -> Counter[str]:
+    """Return in how many groups the rows of each class are."""
+    return Counter(name for name, _ in {(pool.classes[i], pool.groups[i]) for i in pool.rows})

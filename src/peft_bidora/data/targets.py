@@ -5,7 +5,7 @@ import re
 from decimal import Decimal
 
 from peft_bidora.data.faults import Fault, emptiness, is_empty, kind_of
-from peft_bidora.data.fields import name_of, read_class
+from peft_bidora.data.fields import SURROGATE, name_of, read_class
 
 # What Python's float() takes beyond this (nan, inf, 1_000) is no number in a data file.
 NUMERAL = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
@@ -55,6 +55,8 @@ def read_classes(value: object, column: str) -> tuple[str, ...] | Fault:
             f"a list with something else than labels in {column!r}",
             "each of its items is a string, an integer or a boolean. Convert them.",
         )
+    if any(SURROGATE.search(name) for name in found):
+        return Fault(f"half a surrogate pair in {column!r}", "that is no character. Write these labels again.")
     return tuple(dict.fromkeys(found))
 
 

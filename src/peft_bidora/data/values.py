@@ -9,6 +9,8 @@ from uuid import UUID
 
 from peft_bidora.errors import DataError
 
+HALF_A_PAIR = "A row has half a surrogate pair, which no text can hold. Write .jsonl, where it is escaped."
+
 
 def as_json(value: Any) -> bytes:
     """Return the JSON of a value in UTF-8; infinite numbers and NaN, which JSON lacks, become null."""

@@ -38,6 +38,8 @@ def read_tags(value: object, column: str) -> tuple[str, ...] | Fault:
             return Fault(
                 f"{kind_of(tag)} among the tags in {column!r}", "a tag is a string or an integer. Convert them."
             )
+        if SURROGATE.search(name):
+            return Fault(f"half a surrogate pair in {column!r}", "that is no character. Write these tags again.")
         names.append(name)
     return tuple(names)
 

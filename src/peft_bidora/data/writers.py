@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Protocol
 from peft_bidora.data.added import refuse_late, refuse_taken
 from peft_bidora.data.parquet_writer import ParquetWriter
 from peft_bidora.data.table import Row
-from peft_bidora.data.values import as_cell, as_json
+from peft_bidora.data.values import HALF_A_PAIR, as_cell, as_json
 from peft_bidora.errors import DataError
 
 
@@ -90,9 +90,7 @@ class CellsWriter:
         try:
             return line.encode()
         except UnicodeEncodeError as error:
-            raise DataError(
-                "A row has half a surrogate pair, which no text can hold. Write .jsonl, where it is escaped."
-            ) from error
+            raise DataError(HALF_A_PAIR) from error
 
 
 def _json_lines(file: BinaryIO, schema: Any = None) -> RowWriter:

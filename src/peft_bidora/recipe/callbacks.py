@@ -1,6 +1,5 @@
 """What a run adds to the training loop: a progress bar, a clock that outlives a kill, a last evaluation."""
 
-import json
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from peft_bidora.recipe.folder import write_json
+from peft_bidora.recipe.folder import seconds_before, write_json
 
 
 class PhaseProgress(ProgressCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -44,7 +43,7 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]  # as above
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._before: float = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+        self._before = seconds_before(path)
         self._start = perf_counter()
 
     def seconds(self) -> float:

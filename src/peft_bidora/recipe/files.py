@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from peft_bidora.data.arrow import is_saved
+from peft_bidora.data.arrow import is_saved, saved_splits
 from peft_bidora.data.glue import find_glue, glue_of_hub, labelled_test
 from peft_bidora.data.source import find_split_files
 from peft_bidora.errors import RecipeError
@@ -15,8 +15,8 @@ SPLIT_OF = {"train": "train", "test": "test", "selection": "validation"}
 def data_files(recipe: Recipe) -> tuple[dict[str, Part], list[str]]:
     """Return where the rows of each key are, and a note for each that the recipe does not name.
 
-    A folder gives its files by split, and GLUE on the hub its splits. Where a task of GLUE hides its test labels, its
-    validation rows are the test rows, and no selection rows are found.
+    A folder gives its files by split, a saved `DatasetDict` and GLUE on the hub their splits. Where a task of GLUE
+    hides its test labels, its validation rows are the test rows, and no selection rows are found.
 
     Raises:
         DataError: a folder has no data, or two files for a split.
@@ -35,7 +35,7 @@ def data_files(recipe: Recipe) -> tuple[dict[str, Part], list[str]]:
             files[key] = part
         elif key not in files and not getattr(data, f"{key}_fraction"):
             files[key] = part
-            where = part[0] if Path(part[0]).exists() else f"the {part[1]} split of {part[0]}"
+            where = part[0] if Path(part[0]).is_file() else f"the {part[1]} split of {part[0]}"
             notes.append(hidden if key == "test" and hidden else f"data.{key} is not set: using {where}")
     return files, notes
 
@@ -66,7 +66,8 @@ def _beside(train: str) -> tuple[dict[str, Part], str | None]:
     found: dict[str, Part] = {}
     if folder.is_dir():
         if is_saved(folder):
-            return {}, None
+            splits = saved_splits(folder)
+            return {key: (train, split) for key, split in SPLIT_OF.items() if split in splits}, None
         files = find_split_files(folder)
         found = {key: (str(files[split]), split) for key, split in SPLIT_OF.items() if split in files}
     elif not folder.exists() and glue_of_hub(train):

@@ -12,7 +12,7 @@ from peft_bidora.data.examples import Examples
 from peft_bidora.data.glue import labelled_test
 from peft_bidora.data.source import read_table
 from peft_bidora.data.table import Table
-from peft_bidora.errors import CheckpointError
+from peft_bidora.errors import BiDoRAError, CheckpointError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.options import task_options
@@ -51,36 +51,55 @@ def read_run(run_folder: Path) -> FinishedRun:
     """Return what a run folder says.
 
     Raises:
-        CheckpointError: the folder holds no run, or one that is not finished.
+        CheckpointError: the folder holds no run, one that is not finished, or one that is damaged.
     """
-    folder.check_output(run_folder, resume=True, overwrite=False)
+    folder.require_run(run_folder)
     recipe = load_recipe(run_folder / folder.RECIPE, [f"output={json.dumps(str(run_folder))}"])
     if not (run_folder / folder.METRICS).is_file():
         raise CheckpointError(
             f"{run_folder} holds a run that is not finished. Go on with it:"
             f" peft-bidora train {run_folder / folder.RECIPE} --resume"
         )
-    said = json.loads((run_folder / folder.TASK).read_text(encoding="utf-8"))
+    said = folder.read_object(run_folder / folder.TASK, ("name", "state", "text", "label", "max_length"))
     kind = find_task(said["name"])
+    try:
+        task, columns = kind.restore(said["state"]), Columns(tuple(said["text"]), said["label"])
+        max_length = int(said["max_length"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever a wrong shape makes `restore` raise
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{run_folder / folder.TASK} is damaged: {reason}. {folder.DEFAULT_CURE}.") from error
     return FinishedRun(
         recipe=recipe,
         kind=kind,
-        task=kind.restore(said["state"]),
-        columns=Columns(tuple(said["text"]), said["label"]),
+        task=task,
+        columns=columns,
         tokenizer=kind.tokenizer(load_tokenizer(str(folder.weights_folder(recipe)))),
-        max_length=said["max_length"],
+        max_length=max_length,
     )
 
 
 def load_trained(run: FinishedRun) -> Any:
-    """Return the trained model of a run, on the device that there is."""
+    """Return the trained model of a run, on the device that there is.
+
+    Raises:
+        BiDoRAError: its weights, or those that it adapts, cannot be loaded.
+    """
     import torch
 
     weights = folder.weights_folder(run.recipe)
     if run.recipe.method == "full":
         model = run.task.load_model(str(weights), run.tokenizer)
     else:
-        model = load_adapter(weights, run.task.load_model(resolve_model(run.recipe.model), run.tokenizer))
+        base = run.task.load_model(resolve_model(run.recipe.model), run.tokenizer)
+        try:
+            model = load_adapter(weights, base)
+        except BiDoRAError:
+            raise
+        except Exception as error:  # peft, safetensors and torch each raise types of their own
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"The adapter in {weights} cannot be loaded ({type(error).__name__}: {reason}). {folder.DEFAULT_CURE}."
+            ) from error
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return model if device is None else model.to(device)
 
@@ -128,11 +147,15 @@ def evaluate(run_folder: Path, data: str | None = None) -> Evaluation:
         data: as in `read_table`, with the columns of the training file; None for the run's own test rows.
 
     Raises:
-        BiDoRAError: the folder is no finished run, or the file is at fault.
+        BiDoRAError: the folder is no finished run, the file is at fault, or the run's own files changed.
     """
     run = read_run(run_folder)
     if data is None:
-        rows = prepare(run.recipe).rows
+        try:
+            rows = prepare(run.recipe).rows
+        except BiDoRAError as error:  # of files that were gone or changed
+            raise type(error)(*error.faults, folder.name_the_rows(run_folder)) from error
+        folder.check_same_rows(run_folder, rows)
         examples, notes = rows.parts["test"], rows.notes
     else:
         source, split, note = labelled_test(data)

@@ -11,17 +11,22 @@ from typing import Any
 
 import yaml
 
+from peft_bidora.data.fields import SURROGATE
 from peft_bidora.errors import CheckpointError, RecipeError
 from peft_bidora.recipe.load import dump_recipe
+from peft_bidora.recipe.output import LOCK, check_writable
 from peft_bidora.recipe.prepare import Prepared, Rows
 from peft_bidora.recipe.schema import Recipe
 
 RECIPE, MANIFEST, METRICS, TASK = "recipe.yaml", "manifest.json", "metrics.json", "task.json"
+SECONDS = "seconds.json"
+DEFAULT_CURE = "Put it back from a copy, or train anew with --overwrite"
 # What a run writes; the manifest, which makes the folder a run, is the last to go and the first to come.
 WRITTEN = (
     *("search", "retrain", "adapter", "model", METRICS, TASK, RECIPE),
-    *("metrics.jsonl", "predictions.jsonl", "seconds.json", MANIFEST),
+    *("metrics.jsonl", "predictions.jsonl", SECONDS, MANIFEST),
 )
+BEFORE_A_RUN = (LOCK, f"{MANIFEST}.partial")  # what a process leaves that is killed before it has begun
 PACKAGES = ("peft-bidora", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -34,16 +39,25 @@ def is_run(folder: Path) -> bool:
     """Return whether a folder holds a run of ours: others have a recipe.yaml or a manifest.json too."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(manifest, dict) and "split_sha256" in manifest
+    wanted = ("data_sha256", "split_sha256", "rows")
+    return isinstance(manifest, dict) and all(isinstance(manifest.get(key), dict) for key in wanted)
+
+
+def require_run(folder: Path) -> None:
+    """Raise CheckpointError unless a folder holds a run."""
+    if not is_run(folder):
+        raise CheckpointError(
+            f"{folder} holds no run: expected a {MANIFEST} that one wrote. Name the output folder of a run."
+        )
 
 
 def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise unless a run may start (or, with resume, go on) in a folder.
 
     Raises:
-        RecipeError: another run or other files are there.
+        RecipeError: another run or other files are there, or the folder cannot be written in.
         CheckpointError: there is no run to resume.
     """
     if resume:
@@ -56,8 +70,9 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"output={folder} holds another run. Go on with it by --resume, replace it by --overwrite, or name another"
             " output."
         )
-    elif folder.is_dir() and not is_run(folder) and any(folder.iterdir()):
+    elif folder.is_dir() and not is_run(folder) and any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
         raise RecipeError(f"output={folder} holds files that are no run; they are left alone. Name another output.")
+    check_writable(folder)
 
 
 def begin(prepared: Prepared) -> dict[str, Any]:
@@ -101,11 +116,11 @@ def check_same_run(recipe: Recipe, rows: Rows) -> dict[str, Any]:
     """
     folder = recipe.output
     try:
-        old = _flat(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        values = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        manifest = read_object(folder / MANIFEST, ())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{folder} cannot be resumed: {error}. Start the run anew with --overwrite.") from None
-    new = _flat(yaml.safe_load(dump_recipe(recipe)))
+    old, new = _flat(values if isinstance(values, dict) else {}), _flat(yaml.safe_load(dump_recipe(recipe)))
     # A file that was moved is the same file: its hash, compared below, decides. A hub data set has none.
     same = {"output"} | {f"data.{key}" for key, digest in rows.file_hashes.items() if digest is not None}
     faults = [
@@ -114,34 +129,113 @@ def check_same_run(recipe: Recipe, rows: Rows) -> dict[str, Any]:
         for key in sorted(old.keys() | new.keys())
         if key not in same and old.get(key) != new.get(key)
     ]
-    for what, now in (("data_sha256", rows.file_hashes), ("split_sha256", rows.split_hashes())):
-        faults += [
-            f"data.{key}: the file is not the one that the run began with (its sha256 differs)."
-            if what == "data_sha256"
-            else f"The {key} split has other rows than when the run began."
-            for key in now
-            if manifest[what].get(key) != now[key]
-        ]
+    faults += _changes(manifest, rows)
     if faults:
         raise CheckpointError(*faults)
+    seconds_before(folder / SECONDS)
     return manifest
+
+
+def check_same_rows(folder: Path, rows: Rows) -> None:
+    """Compare the data of a finished run with those that it was trained on.
+
+    Raises:
+        CheckpointError: they changed; each file and split that did is named.
+    """
+    if changes := _changes(read_object(folder / MANIFEST, ()), rows):
+        raise CheckpointError(*changes, name_the_rows(folder))
+
+
+def name_the_rows(folder: Path) -> str:
+    """Return what to do where the test rows of a finished run are not to be had."""
+    return (
+        f"The test rows of {folder} can be scored only as they were. Put the files back, or name the rows to score:"
+        f" peft-bidora evaluate {folder} DATA"
+    )
+
+
+def seconds_before(path: Path) -> float:
+    """Return the seconds of training that a run took until its last checkpoint.
+
+    Raises:
+        CheckpointError: the file that says so is damaged.
+    """
+    if not path.is_file():
+        return 0.0
+    cure = "Remove it: the time is then counted from now on"
+    seconds = read_object(path, ("seconds",), cure)["seconds"]
+    if not isinstance(seconds, int | float):
+        raise _damaged(path, f"seconds is {seconds!r}", cure)
+    return float(seconds)
+
+
+def read_object(path: Path, keys: Iterable[str], cure: str = DEFAULT_CURE) -> dict[str, Any]:
+    """Return a JSON object that a run wrote.
+
+    Args:
+        path: in the run folder.
+        keys: that it must have.
+        cure: what to do where it is damaged.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no such object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error), cure) from None
+    if not isinstance(found, dict):
+        raise _damaged(path, "expected an object", cure)
+    if missing := [key for key in keys if key not in found]:
+        raise _damaged(path, f"it has no {', '.join(missing)}", cure)
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a kill leaves the old file or the new one."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, _json(value, indent=2) + "\n")
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     """Write one JSON value a line, as `write_json` does."""
-    write_text(path, "".join(json.dumps(value, ensure_ascii=False, default=str) + "\n" for value in values))
+    write_text(path, "".join(_json(value) + "\n" for value in values))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a kill leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """Return the JSON of a value; half a surrogate pair, which no file can hold, is escaped as it came."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+    return json.dumps(value, indent=indent, default=str) if SURROGATE.search(text) else text
+
+
+def _damaged(path: Path, reason: str, cure: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: {reason}. {cure}.")
+
+
+def _changes(manifest: dict[str, Any], rows: Rows) -> list[str]:
+    """Return a sentence for each file and each split that is not the one of the manifest."""
+    files, splits = manifest["data_sha256"], manifest["split_sha256"]
+    return [
+        *(
+            f"data.{key}: the file is not the one that the run began with (its sha256 differs)."
+            for key, digest in rows.file_hashes.items()
+            if files.get(key) != digest
+        ),
+        *(
+            f"The {key} split has other rows than when the run began."
+            for key, digest in rows.split_hashes().items()
+            if splits.get(key) != digest
+        ),
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Read a recipe from YAML and `key=value` overrides; every fault is one sentence, all are reported at once."""
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from peft_bidora.errors import RecipeError
 from peft_bidora.recipe.schema import Recipe
+
+MERGE = "tag:yaml.org,2002:merge"
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -59,16 +62,29 @@ def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[s
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """safe_load that refuses a key given twice."""
+    """safe_load that refuses a key given twice; what a merge key (`<<`) brings may be given anew."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._checked: set[int] = set()  # a mapping that was merged holds the keys of both from then on
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if id(node) not in self._checked:
+            self._checked.add(id(node))
+            self._refuse_twice(node)
+        super().flatten_mapping(node)
+
+    def _refuse_twice(self, node: yaml.MappingNode) -> None:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == MERGE:
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is a list or a mapping", problem_mark=key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -92,6 +108,8 @@ def _parse(text: str, where: str) -> Any:
         line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or "it cannot be parsed"
         raise RecipeError(f"{where}{line}: broken YAML: {reason}. Correct it.") from None
+    except (ValueError, RecursionError) as error:  # a date that is none, or what contains itself
+        raise RecipeError(f"{where}: broken YAML: {error}. Correct it.") from None
 
 
 def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -105,10 +123,12 @@ def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
 def _relocate(values: dict[str, Any], folder: Path) -> None:
     data = values.get("data")
     for key in ("train", "test", "selection"):
-        if isinstance(data, dict) and isinstance(data.get(key), str) and (folder / data[key]).exists():
-            data[key] = str((folder / data[key]).resolve())
-        elif isinstance(data, dict) and isinstance(data.get(key), str) and Path(data[key]).exists():
-            data[key] = str(Path(data[key]).resolve())  # the run folder's recipe is read from anywhere
+        if not isinstance(data, dict) or not isinstance(data.get(key), str):
+            continue
+        for path in (folder / data[key], Path(data[key])):
+            if os.path.exists(path):  # which is False for what is no path at all
+                data[key] = str(path.resolve())  # the run folder's recipe is read from anywhere
+                break
 
 
 def _sentences(error: ValidationError) -> list[str]:

@@ -18,6 +18,7 @@ from peft_bidora.data.source import read_table
 from peft_bidora.errors import AdapterError, RecipeError
 from peft_bidora.recipe.finished import FinishedRun, load_trained, read_run, tabulated
 from peft_bidora.recipe.folder import write_json
+from peft_bidora.recipe.output import disk_reason
 from peft_bidora.tasks.base_model import resolve_model
 
 ROWS = 16
@@ -132,9 +133,14 @@ def _logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 def _written_whole(output: Path) -> Iterator[Path]:
     """Write into a folder beside the output and rename it, so that a kill leaves no half of it."""
     partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    if output.is_dir():
-        shutil.rmtree(output)
-    os.replace(partial, output)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if output.is_dir():
+            shutil.rmtree(output)
+        os.replace(partial, output)
+    except Exception as error:
+        if (reason := disk_reason(error)) is None:
+            raise
+        raise AdapterError(f"{output} cannot be written: {reason}. Mend that, then merge again.") from error

@@ -1,5 +1,6 @@
 """From a recipe to the Trainer's arguments."""
 
+import math
 import sys
 from typing import Any
 
@@ -69,6 +70,14 @@ def baseline_arguments(recipe: Recipe, task: Task, selection: bool) -> TrainingA
     """
     output = recipe.output / "retrain"
     return TrainingArguments(output_dir=str(output), **_common(recipe, task, selection), **_phase(recipe.retrain))
+
+
+def phase_steps(section: PhaseSection, rows: int) -> int:
+    """Return the optimiser steps of a phase over so many rows, as Trainer counts them."""
+    if section.steps is not None:
+        return section.steps
+    batches = math.ceil(rows / section.batch_size)
+    return math.ceil((section.epochs or 0) * max(1, math.ceil(batches / section.gradient_accumulation_steps)))
 
 
 def _phase(section: PhaseSection) -> dict[str, Any]:

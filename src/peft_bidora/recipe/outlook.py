@@ -1,6 +1,5 @@
 """What a run will take, told before it: tokens, parameters, steps, passes, memory and, if asked, time."""
 
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -14,9 +13,9 @@ from transformers import TrainerCallback
 
 from peft_bidora.adapter.attach import count_trainable, head_modules
 from peft_bidora.data.examples import Examples
-from peft_bidora.recipe.options import adapter_options
+from peft_bidora.recipe.options import adapter_options, phase_steps
 from peft_bidora.recipe.prepare import Prepared
-from peft_bidora.recipe.schema import PhaseSection, Recipe
+from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_config, skeleton
 
 # Passes that an upper step adds, a pass being one forward and backward; "exact" differentiates one of its two twice.
@@ -115,10 +114,10 @@ def _tokens(prepared: Prepared) -> dict[str, Any]:
 
 def _steps(prepared: Prepared) -> dict[str, Any]:
     recipe, rows = prepared.recipe, {name: len(part) for name, part in prepared.rows.parts.items()}
-    retrain = _phase_steps(recipe.retrain, rows["lower"] + rows["upper"])
+    retrain = phase_steps(recipe.retrain, rows["lower"] + rows["upper"])
     if recipe.method != "bidora":
         return {"retrain_steps": retrain, "passes": retrain * recipe.retrain.gradient_accumulation_steps}
-    search = _phase_steps(recipe.search, rows["lower"])
+    search = phase_steps(recipe.search, rows["lower"])
     upper = search // recipe.search.lower_steps
     upper_passes = UPPER_PASSES[recipe.search.hypergradient]
     return {
@@ -129,14 +128,6 @@ def _steps(prepared: Prepared) -> dict[str, Any]:
         "passes": (search + upper_passes * upper) * recipe.search.gradient_accumulation_steps
         + retrain * recipe.retrain.gradient_accumulation_steps,
     }
-
-
-def _phase_steps(section: PhaseSection, rows: int) -> int:
-    """Return the optimiser steps of a phase, as Trainer counts them."""
-    if section.steps is not None:
-        return section.steps
-    batches = math.ceil(rows / section.batch_size)
-    return math.ceil((section.epochs or 0) * max(1, batches // section.gradient_accumulation_steps))
 
 
 def _memory(recipe: Recipe, config: Any, total: int, trainable: int, tokens: int) -> int:

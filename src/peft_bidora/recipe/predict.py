@@ -55,15 +55,18 @@ def predict_file(
     with open_chunks(source, batch_size * -(-CHUNK_ROWS // batch_size)) as chunks:
         predicted = _predicted(run, chunks, batch_size, progress)
         first = next(predicted)  # what is wrong with all rows is said before a file is made
-        done = 0
-        with _writer(output, chunks.schema) as (writer, where):
-            try:
+        done, where = 0, _partial(output) if isinstance(output, Path) else "standard output"
+        try:
+            with _writer(output, chunks.schema) as writer:
                 for table, added in chain([first], predicted):
                     writer.write(table.columns, table.rows, added)
                     done += len(table.rows)
-            except DataError as error:
-                written = f"Of the rows before, {done} were written to {where}."
-                raise DataError(*error.faults, *([written] if done else [])) from error
+        except BrokenPipeError:  # whoever reads the rows has enough of them
+            raise
+        except (DataError, OSError) as error:
+            written = [f"Of the rows before, {done} were written to {where}."] if done else []
+            faults = error.faults if isinstance(error, DataError) else [f"{where} cannot be written: {error}."]
+            raise DataError(*faults, *written) from error
     return done
 
 
@@ -125,16 +128,20 @@ def _unlabelled(run: FinishedRun, table: Table, layout: Layout) -> Examples:
 
 
 @contextmanager
-def _writer(output: Path | BinaryIO, schema: Any) -> Iterator[tuple[RowWriter, str]]:
-    """Give a writer and the name of what it writes to; a file gets its own name once all has gone well."""
+def _writer(output: Path | BinaryIO, schema: Any) -> Iterator[RowWriter]:
+    """Give a writer; a file gets its own name once all has gone well."""
     if not isinstance(output, Path):
-        yield WRITERS[".jsonl"](output, None), "standard output"
+        yield WRITERS[".jsonl"](output, None)
         return
-    partial = output.with_name(output.name + ".partial")
+    partial = _partial(output)
     with partial.open("wb") as file:
         writer = WRITERS[output.suffix.lower()](file, schema)
         try:
-            yield writer, str(partial)
+            yield writer
         finally:
             writer.close()
     os.replace(partial, output)
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")

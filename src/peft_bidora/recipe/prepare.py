@@ -1,8 +1,8 @@
 """All that can be known of a run before weights are loaded; every fault of recipe and data at once."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Container
+from dataclasses import dataclass, replace
+from typing import Any
 
 from peft_bidora.data.columns import Columns, Layout, columns_of_other, resolve_columns
 from peft_bidora.data.examples import Examples, read_examples
@@ -10,8 +10,9 @@ from peft_bidora.data.repeats import conflicting, duplicates, overlap
 from peft_bidora.data.source import read_table
 from peft_bidora.data.split import make_splits, split_hash
 from peft_bidora.data.table import Table
-from peft_bidora.data.wording import counted
-from peft_bidora.errors import BiDoRAError, DataError, RecipeError
+from peft_bidora.data.wording import counted, suggestion
+from peft_bidora.errors import DataError, Faults, RecipeError
+from peft_bidora.recipe.checks import check_trackers, check_upper_steps, check_vocabulary
 from peft_bidora.recipe.files import data_files, with_glue_defaults
 from peft_bidora.recipe.options import task_options
 from peft_bidora.recipe.schema import Recipe
@@ -19,9 +20,15 @@ from peft_bidora.tasks.base_model import load_config, load_tokenizer, position_l
 from peft_bidora.tasks.registry import find_task
 from peft_bidora.tasks.task import Task, TaskKind
 
-T = TypeVar("T")
 SELECTION_FRACTION = 0.1
 SPLITS = ("lower", "upper", "selection", "test")
+# Held-out split, splits that its rows should not be in, what they are called, and what it does if they are.
+SHARED = (
+    ("upper", ("lower",), "lower", "the magnitudes are learned on what the directions have seen"),
+    ("selection", ("lower", "upper"), "training", "its metrics are a little high"),
+    ("test", ("lower", "upper"), "training", "its metrics are a little high"),
+    ("test", ("selection",), "selection", "the checkpoint is chosen on rows that are scored"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,32 +67,13 @@ class Prepared:
     rows: Rows
 
 
-@dataclass
-class _Faults:
-    """Run independent checks and keep what they raise."""
-
-    found: list[BiDoRAError] = field(default_factory=list)
-
-    def check(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
-        try:
-            return function(*args, **kwargs)
-        except BiDoRAError as error:
-            self.found.append(error)
-            return None
-
-    def raise_any(self) -> None:
-        if self.found:
-            kind = type(self.found[0]) if len({type(error) for error in self.found}) == 1 else BiDoRAError
-            raise kind(*(fault for error in self.found for fault in error.faults))
-
-
 def prepare(recipe: Recipe) -> Prepared:
     """Check the recipe against data, model and tokenizer; no weights are loaded.
 
     Raises:
         BiDoRAError: all faults, one sentence each.
     """
-    faults = _Faults()
+    faults = Faults()
     settled = faults.check(with_glue_defaults, recipe)
     recipe, notes = settled or (recipe, [])
     kind = faults.check(find_task, recipe.task)
@@ -96,6 +84,10 @@ def prepare(recipe: Recipe) -> Prepared:
     rows = faults.check(read_rows, recipe, kind, tokenizer, config) if kind and settled else None
     targets = kind and config and faults.check(_targets, recipe, kind, config)
     max_length = config and tokenizer and faults.check(_max_length, recipe, config, tokenizer)
+    if config and tokenizer:
+        faults.check(check_vocabulary, recipe.model, config, tokenizer)
+    faults.check(check_trackers, recipe.report_to)
+    faults.check(check_upper_steps, recipe, None if rows is None else len(rows.parts["lower"]))
     faults.raise_any()
     if kind is None or rows is None or source is None:
         raise AssertionError("a check returned nothing and raised nothing")
@@ -108,23 +100,36 @@ def read_rows(recipe: Recipe, kind: TaskKind, tokenizer: Any = None, config: Any
     """Read the files, check their rows, divide them and bind the task to them.
 
     Raises:
-        DataError: a file or a row is at fault.
+        DataError: a file or a row is at fault, or a split is missing.
         SplitError: there are too few rows.
     """
-    data, options = recipe.data, task_options(recipe, config)
+    data, options, faults = recipe.data, task_options(recipe, config), Faults()
     layout = kind.layout(options, tokenizer)
     files, found = data_files(recipe)
-    tables = {key: kind.arrange(read_table(source, split)) for key, (source, split) in files.items()}
-    columns, guesses = resolve_columns(tables["train"], data.text, data.label, data.group, layout)
-    train = read_examples(tables["train"], columns, layout)
-    faults = _Faults()
-    others = {key: faults.check(read_other, table, columns, layout) for key, table in tables.items() if key != "train"}
+    faults.check(_require_parts, recipe, files)
+    read = {key: faults.check(_arranged, kind, source, split) for key, (source, split) in files.items()}
+    tables = {key: table for key, table in read.items() if table is not None}
+    train: Examples | None = None
+    named = data.text is not None and data.label is not None
+    columns, guesses = Columns(tuple(data.text or ()), data.label) if named else None, list[str]()
+    if "train" in tables:
+        resolved = faults.check(resolve_columns, tables["train"], data.text, data.label, data.group, layout)
+        columns, guesses = resolved or (None, [])
+        train = None if columns is None else faults.check(read_examples, tables["train"], columns, layout)
+    others = {
+        key: faults.check(read_other, table, columns, layout)
+        for key, table in tables.items()
+        if key != "train" and columns is not None
+    }
+    if train is None or columns is None:
+        faults.raise_any()
+        raise AssertionError("a check returned nothing and raised nothing")
     splits = faults.check(
         make_splits,
         train,
-        selection_fraction=_selection_fraction(recipe, "selection" in tables),
+        selection_fraction=_selection_fraction(recipe, "selection" in files),
         upper_fraction=data.upper_fraction,
-        test_fraction=0.0 if "test" in tables else data.test_fraction,
+        test_fraction=0.0 if "test" in files else data.test_fraction,
         max_train_rows=data.max_train_rows,
         seed=recipe.seed,
         strata=kind.strata(train),
@@ -133,12 +138,11 @@ def read_rows(recipe: Recipe, kind: TaskKind, tokenizer: Any = None, config: Any
     for examples in others.values():
         if task is not None and examples is not None:
             faults.check(task.check, examples)
-    _check_choice(recipe, task, faults)
+    faults.check(_check_choice, recipe, task)
     faults.raise_any()
     if splits is None or task is None:
         raise AssertionError("a check returned nothing and raised nothing")
     parts = {name: others.get(name) or train.take(getattr(splits, name)) for name in SPLITS}
-    _require_parts(recipe, parts)
     hashes = {key: table.sha256 for key, table in tables.items()}
     notes = [*found, *guesses, *kind.notes(options, tokenizer, train), *_repeat_notes(kind, train, parts)]
     used = {name: (kind.learned if name in ("lower", "upper") else kind.scored)(part) for name, part in parts.items()}
@@ -156,35 +160,41 @@ def read_other(table: Table, columns: Columns, layout: Layout) -> Examples:
     return read_examples(table, columns_of_other(table, columns, layout), layout)
 
 
-def _check_choice(recipe: Recipe, task: Task | None, faults: _Faults) -> None:
+def _arranged(kind: TaskKind, source: str, split: str) -> Table:
+    return kind.arrange(read_table(source, split))
+
+
+def _check_choice(recipe: Recipe, task: Task | None) -> None:
     if task is None or recipe.select_by is None:
         return
     if not task.has_logits:
-        faults.found.append(
-            RecipeError(
-                f"select_by={recipe.select_by}: {recipe.task} chooses its checkpoint by the loss of the selection"
-                " rows, for which nothing is generated. Leave it out."
-            )
+        raise RecipeError(
+            f"select_by={recipe.select_by}: {recipe.task} chooses its checkpoint by the loss of the selection"
+            " rows, for which nothing is generated. Leave it out."
         )
-    elif recipe.select_by not in task.metrics:
-        faults.found.append(
-            RecipeError(
-                f"select_by={recipe.select_by}: expected a metric of {recipe.task}: {', '.join(task.metrics)}."
-                " Name one of them, or leave it out."
-            )
+    if recipe.select_by not in task.metrics:
+        raise RecipeError(
+            f"select_by={recipe.select_by}: expected a metric of {recipe.task}: {', '.join(task.metrics)}."
+            f"{suggestion(recipe.select_by, task.metrics)} Name one of them, or leave it out."
         )
 
 
-def _require_parts(recipe: Recipe, parts: dict[str, Examples]) -> None:
-    if not len(parts["test"]):
-        raise DataError("There are no test rows. Name a file as data.test, or set data.test_fraction.")
-    if recipe.method == "bidora" and not len(parts["upper"]):
-        raise DataError("There are no upper rows, which method=bidora needs. Set data.upper_fraction above 0.")
-    if recipe.select_best and not len(parts["selection"]):
-        raise DataError(
-            "There are no selection rows, which select_best=true needs. Set data.selection_fraction, or"
-            " select_best=false."
-        )
+def _require_parts(recipe: Recipe, files: Container[str]) -> None:
+    """Raise DataError for each split that the run needs and no file or fraction gives."""
+    data = recipe.data
+    needs = (
+        ("test" in files or data.test_fraction, "test rows. Name a file as data.test, or set data.test_fraction."),
+        (
+            recipe.method != "bidora" or data.upper_fraction,
+            "upper rows, which method=bidora needs. Set data.upper_fraction above 0.",
+        ),
+        (
+            not recipe.select_best or "selection" in files or _selection_fraction(recipe, False),
+            "selection rows, which select_best=true needs. Set data.selection_fraction, or select_best=false.",
+        ),
+    )
+    if faults := [f"There are no {what}" for given, what in needs if not given]:
+        raise DataError(*faults)
 
 
 def _selection_fraction(recipe: Recipe, has_file: bool) -> float:
@@ -206,12 +216,13 @@ def _encoding_notes(kind: TaskKind, rows: Rows, tokenizer: Any, max_length: int)
 def _repeat_notes(kind: TaskKind, train: Examples, parts: dict[str, Examples]) -> list[str]:
     notes = []
     if repeated := duplicates(train):
-        notes.append(f"{repeated} rows of {train.source} repeat another one; repeats stay in one split.")
+        fate = "repeats stay in one split" if train.groups is None else "repeats in other groups may be in other splits"
+        notes.append(f"{repeated} rows of {train.source} repeat another one; {fate}.")
     if kind.strata(train) is None and (contradictory := conflicting(train)):
         notes.append(f"{contradictory} texts of {train.source} occur with more than one label.")
-    for held_out in ("selection", "test"):
-        if shared := overlap([parts["lower"], parts["upper"]], parts[held_out]):
-            notes.append(f"{shared} {held_out} rows also stand among the training rows: its metrics are a little high.")
+    for held_out, others, where, effect in SHARED:
+        if shared := overlap([parts[name] for name in others], parts[held_out]):
+            notes.append(f"{shared} {held_out} rows also stand among the {where} rows: {effect}.")
     return notes
 
 

@@ -1,6 +1,5 @@
 """A whole run: recipe in, run folder out."""
 
-import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from peft_bidora.recipe import folder
 from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, Stopwatch
 from peft_bidora.recipe.memory import peak_memory_bytes
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
+from peft_bidora.recipe.output import disk_faults, held
 from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.progress import progress_bar
 from peft_bidora.recipe.schema import Recipe
@@ -26,6 +26,11 @@ from peft_bidora.training.prediction import predict
 from peft_bidora.training.trainer import BiDoRATrainer
 
 logger = logging.getLogger(__name__)
+
+METRIC_KEYS = (
+    *("method", "test", "test_details", "trainable_parameters", "parameters", "seconds"),
+    *("peak_memory_bytes", "rows", "model", "loading_lines"),
+)
 
 
 def run(
@@ -47,6 +52,12 @@ def run(
         BiDoRAError: anything in recipe, data or model, before weights are loaded.
     """
     folder.check_output(recipe.output, resume=resume, overwrite=overwrite)
+    with held(recipe.output):
+        folder.check_output(recipe.output, resume=resume, overwrite=overwrite)  # another process may have been quicker
+        return _run(recipe, resume, announce)
+
+
+def _run(recipe: Recipe, resume: bool, announce: Callable[[str], None]) -> dict[str, Any]:
     prepared = prepare(recipe)
     manifest = folder.check_same_run(prepared.recipe, prepared.rows) if resume else None
     for note in prepared.rows.notes:
@@ -54,14 +65,15 @@ def run(
     metrics_path = recipe.output / folder.METRICS
     if manifest is not None and metrics_path.is_file():
         announce("The run is finished already.")
-        finished: dict[str, Any] = json.loads(metrics_path.read_text(encoding="utf-8"))
-        return finished
+        return folder.read_object(metrics_path, METRIC_KEYS, "Remove it: --resume then scores the run again")
     trainer = make_trainer(prepared)
-    manifest = manifest or folder.begin(prepared)
-    stopwatch = Stopwatch(recipe.output / "seconds.json")
-    trainer.add_callback(stopwatch)
-    trainer.train(resume_from_checkpoint=resume)
-    return _finish(prepared, trainer, manifest, stopwatch.seconds())
+    with disk_faults(recipe.output, "--overwrite"):
+        manifest = manifest or folder.begin(prepared)
+    with disk_faults(recipe.output):
+        stopwatch = Stopwatch(recipe.output / folder.SECONDS)
+        trainer.add_callback(stopwatch)
+        trainer.train(resume_from_checkpoint=resume)
+        return _finish(prepared, trainer, manifest, stopwatch.seconds())
 
 
 def make_trainer(prepared: Prepared) -> ExactTrainer:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from peft_bidora.data.fields import name_of
 
@@ -22,12 +22,35 @@ Fraction = Annotated[Number, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Rate = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32 - 1, strict=True)]  # NumPy's are of 32 bits, and the retrain phase adds 1
 Columns = Annotated[list[str], Field(min_length=1, max_length=2)]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
 
 
+def _system_path(value: Path) -> Path:
+    """Return a path with its tilde expanded; whether something is there is another question."""
+    try:
+        path = value.expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a home of nobody, no permission
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"expected a path that the system takes, got one that it refuses ({reason})") from error
+    return path
+
+
+def _findable(value: str) -> str:
+    """Return a name that may be a path, as it is."""
+    _system_path(Path(value))
+    return value
+
+
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+Source = Annotated[str, AfterValidator(_findable)]
 
 
 def _named_labels(value: object) -> object:
@@ -61,9 +84,9 @@ class DataSection(Section):
     selection, then `max_train_rows`, then upper. Without a selection file, `selection_fraction` is 0.1 unless set.
     """
 
-    train: str
-    test: str | None = None
-    selection: str | None = None
+    train: Source
+    test: Source | None = None
+    selection: Source | None = None
     text: Annotated[Columns | None, BeforeValidator(_as_list)] = None
     label: str | None = None
     group: str | None = None
@@ -171,7 +194,7 @@ class RetrainSection(PhaseSection):
 class Recipe(Section):
     """A whole run."""
 
-    model: str
+    model: Source
     task: str = "sequence-classification"
     method: Method = "bidora"
     data: DataSection
@@ -181,8 +204,8 @@ class Recipe(Section):
     classification: ClassificationSection = ClassificationSection()
     generation: GenerationSection = GenerationSection()
     precision: Literal["float32", "bfloat16"] = "float32"
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
-    output: Path
+    seed: Seed = 0
+    output: Annotated[Path, AfterValidator(_system_path)]
     logging_steps: Count = 10
     eval_steps: Count = 50
     save_steps: Count = 50

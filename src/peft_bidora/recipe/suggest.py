@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from peft_bidora.data.arrow import saved_splits
 from peft_bidora.data.columns import LABEL_NAMES
 from peft_bidora.data.faults import Fault, is_empty
 from peft_bidora.data.fields import name_of
@@ -98,7 +99,7 @@ def _split_lines(data: str) -> list[str]:
         found = find_split_files(folder) if folder.is_dir() else {}
     except DataError:
         found = {}
-    if Path(data).is_dir() and "test" in found:
+    if Path(data).is_dir() and "test" in (*found, *saved_splits(folder)):
         return []
     if "test" in found and found["test"] != Path(data):
         return [f"  test: {json.dumps(str(found['test']), ensure_ascii=False)}"]

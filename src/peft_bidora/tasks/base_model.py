@@ -92,18 +92,20 @@ def skeleton(config: Any, auto_class: Any) -> Any:
     """Return the model of a configuration on the meta device: every module and shape, no weights.
 
     Raises:
-        ModelError: the architecture has no head for the task.
+        ModelError: the architecture has no head for the task, or cannot be built of these values.
     """
     import torch
 
     try:
         with torch.device("meta"):
             return auto_class.from_config(config)
-    except ValueError as error:
-        raise ModelError(
-            f"The architecture {config.model_type!r} cannot be used for this task: {auto_class.__name__} does not know "
-            "it. Name another model."
-        ) from error
+    except Exception as error:  # a configuration of impossible values raises whatever its model makes of them
+        if "Unrecognized configuration class" in str(error):
+            raise ModelError(
+                f"The architecture {config.model_type!r} cannot be used for this task: {auto_class.__name__} does not"
+                " know it. Name another model."
+            ) from error
+        raise ModelError(_unreadable(config.name_or_path, "configuration", error)) from error
 
 
 def token_classifier(_config: Any = None) -> Any:

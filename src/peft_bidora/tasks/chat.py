@@ -3,6 +3,7 @@
 from typing import Any
 
 from peft_bidora.data.faults import Fault, is_empty, kind_of
+from peft_bidora.data.fields import SURROGATE
 
 Messages = tuple[tuple[str, str], ...]  # role and content of each
 ASSISTANT = "assistant"
@@ -21,6 +22,8 @@ def read_messages(value: list[Any], column: str) -> Messages | Fault:
         role, content = given.get("role"), given.get("content")
         if not isinstance(role, str) or not isinstance(content, str) or is_empty(role) or is_empty(content):
             return Fault(f"a message in {column!r} that is not whole", "its role and its content are texts. Fill them.")
+        if SURROGATE.search(role + content):
+            return Fault(f"half a surrogate pair in {column!r}", "that is no character. Write these messages again.")
         messages.append((role, content))
     if not messages:
         return Fault(f"no message in {column!r}", "a chat has at least one. Remove or fill them.")

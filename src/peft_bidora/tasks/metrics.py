@@ -1,40 +1,85 @@
-"""Metrics of a classification, all of them functions of its confusion matrix."""
+"""Metrics of a classification, all of them functions of the cells of its confusion matrix that occur."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from peft_bidora.tasks.resampling import CELLS
+from peft_bidora.tasks.task import Array
 
 
-def confusion(predicted: Array, labels: Array, classes: int) -> Array:
-    """Return how often each class was predicted for each: (classes, classes), rows true, columns predicted.
+@dataclass(frozen=True)
+class Confusion:
+    """Hold how often a class was predicted for another, where it was.
+
+    Args:
+        true: (cells,), class indices.
+        predicted: (cells,), class indices.
+        counts: (cells,), rows.
+        classes: the number of classes.
+    """
+
+    true: Array
+    predicted: Array
+    counts: Array
+    classes: int
+
+    def matrix(self) -> Array:
+        """Return the counts of all cells: (classes, classes), rows true, columns predicted."""
+        dense = np.zeros((self.classes, self.classes), dtype=int)
+        dense[self.true, self.predicted] = self.counts
+        return dense
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Hold the rows of each class, (..., classes): those it is right for, true for, and predicted for."""
+
+    hits: Array
+    true: Array
+    predicted: Array
+
+
+def confusion(predicted: Array, labels: Array, classes: int) -> Confusion:
+    """Return how often each class was predicted for each.
 
     Args:
         predicted: (rows,), class indices.
         labels: (rows,), class indices.
         classes: the number of classes.
     """
-    from sklearn.metrics import confusion_matrix
+    # The last cell of the matrix is kept in any case: a multinomial draw then takes the same numbers from its generator
+    # as one of the whole matrix would.
+    cells, counts = np.unique(np.append(labels * classes + predicted, classes**2 - 1), return_counts=True)
+    counts[-1] -= 1
+    return Confusion(cells // classes, cells % classes, counts, classes)
 
-    counts: Array = confusion_matrix(labels, predicted, labels=np.arange(classes))
-    return counts
 
+def class_sums(found: Confusion, counts: Array | None = None) -> ClassSums:
+    """Return the rows of each class.
 
-def resample(counts: Array, rng: np.random.Generator, resamples: int) -> Array:
-    """Return confusion matrices of bootstrap samples: (resamples, classes, classes).
-
-    Rows drawn with replacement fall into the cells of the matrix as a multinomial draw, so none need be listed.
+    Args:
+        found: which cells there are.
+        counts: (..., cells), rows of each; None for those that were found.
     """
-    total = int(counts.sum())
-    drawn = rng.multinomial(total, (counts / total).ravel(), size=resamples)
-    return drawn.reshape(resamples, *counts.shape)
+    from scipy.sparse import csr_array
+
+    counts = (found.counts if counts is None else counts).astype(float)
+    cells = np.arange(len(found.counts))
+
+    def summed(places: Array, weights: Array) -> Array:
+        total: Array = counts @ csr_array((weights, (cells, places)), shape=(len(cells), found.classes))
+        return total
+
+    ones = np.ones(len(cells))
+    right = (found.true == found.predicted).astype(float)
+    return ClassSums(summed(found.true, right), summed(found.true, ones), summed(found.predicted, ones))
 
 
-def classification_scores(counts: Array) -> dict[str, Array]:
-    """Return accuracy, f1_macro, f1_weighted and matthews of confusion matrices.
+def classification_scores(sums: ClassSums) -> dict[str, Array]:
+    """Return accuracy, f1_macro, f1_weighted and matthews.
 
     With true positives t_k, c_k rows of class k, p_k predictions of it and n rows:
     accuracy = Σ t_k / n;  f1_k = 2 t_k / (c_k + p_k);  f1_macro = mean over the classes that occur of f1_k;
@@ -42,10 +87,9 @@ def classification_scores(counts: Array) -> dict[str, Array]:
     matthews = (n Σ t_k − Σ c_k p_k) / sqrt((n² − Σ p_k²)(n² − Σ c_k²)), and 0 where the root is 0.
 
     Args:
-        counts: (..., classes, classes), rows true, columns predicted.
+        sums: (..., classes), t, c and p.
     """
-    hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(float)
-    true, predicted = counts.sum(-1).astype(float), counts.sum(-2).astype(float)
+    hits, true, predicted = sums.hits, sums.true, sums.predicted
     rows, right = true.sum(-1), hits.sum(-1)
     occurs = true + predicted > 0
     f1 = 2 * hits / np.where(occurs, true + predicted, 1)
@@ -59,14 +103,29 @@ def classification_scores(counts: Array) -> dict[str, Array]:
     }
 
 
-def class_table(counts: Array, names: Sequence[str]) -> list[dict[str, Any]]:
+def resampled_classification_scores(found: Confusion, rng: np.random.Generator, resamples: int) -> dict[str, Array]:
+    """Return (resamples,) values of each score over rows drawn with replacement.
+
+    The rows of a draw fall into the cells of the confusion matrix as a multinomial draw, so none need be listed. Of the
+    cells only those that occur are drawn, at most one a row: there are as many as the square of the classes.
+    """
+    total = int(found.counts.sum())
+    step = max(1, CELLS // max(len(found.counts), found.classes))
+    parts = []
+    for start in range(0, resamples, step):
+        drawn = rng.multinomial(total, found.counts / total, size=min(step, resamples - start))
+        parts.append(classification_scores(class_sums(found, drawn)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def class_table(sums: ClassSums, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return precision, recall, F1 and the number of rows of each class; 0 where a rate has no rows.
 
     Args:
-        counts: (classes, classes), rows true, columns predicted.
+        sums: (classes,), of all rows.
         names: of the classes.
     """
-    hits, true, predicted = np.diagonal(counts).astype(float), counts.sum(1), counts.sum(0)
+    hits, true, predicted = sums.hits, sums.true, sums.predicted
     return [
         {
             "label": name,

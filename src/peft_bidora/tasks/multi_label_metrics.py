@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from peft_bidora.tasks.metrics import class_table
+from peft_bidora.tasks.metrics import ClassSums, class_table
 from peft_bidora.tasks.task import Array
 
 
@@ -52,4 +52,4 @@ def table_by_label(counts: Array, names: Sequence[str]) -> list[dict[str, Any]]:
         counts: (classes, 2, 2), as of `label_counts`.
         names: of the classes.
     """
-    return [class_table(matrix, ("", name))[1] for matrix, name in zip(counts, names, strict=True)]
+    return class_table(ClassSums(counts[:, 1, 1], counts[:, 1].sum(-1), counts[:, :, 1].sum(-1)), names)

@@ -1,7 +1,6 @@
 """Find a task by the name that a recipe uses."""
 
-from difflib import get_close_matches
-
+from peft_bidora.data.wording import listed, suggestion
 from peft_bidora.errors import RecipeError
 from peft_bidora.tasks.regression import REGRESSION
 from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
@@ -21,7 +20,5 @@ def find_task(name: str) -> TaskKind:
         RecipeError: there is none; the known ones are named.
     """
     if name not in TASKS:
-        near = get_close_matches(name, TASKS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"task={name}: expected one of {', '.join(map(repr, TASKS))}.{hint}")
+        raise RecipeError(f"task={name}: expected one of {listed(TASKS)}.{suggestion(name, TASKS)}")
     return TASKS[name]

@@ -17,6 +17,7 @@ from peft_bidora.tasks.protein import sequence_layout, sequence_notes
 from peft_bidora.tasks.regression_metrics import regression_scores
 from peft_bidora.tasks.resampling import resampled
 from peft_bidora.tasks.task import Array, Columns, TaskKind, TaskOptions
+from peft_bidora.tasks.truncation import text_notes
 
 NAME = "regression"
 NUMBERS = replace(CLASSES, label=read_number, label_names=("label", "labels", "target", "score", "value", "y"))
@@ -163,5 +164,6 @@ REGRESSION = TaskKind(
     restore=lambda state: Regression(**state),
     strata=quantile_bins,
     notes=sequence_notes,
+    encoding_notes=text_notes,
     reading=reading,
 )

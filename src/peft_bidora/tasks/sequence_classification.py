@@ -18,7 +18,14 @@ from peft_bidora.tasks.calibration import calibration_cells, calibration_error, 
 from peft_bidora.tasks.class_weights import class_weights
 from peft_bidora.tasks.encoding import encode_texts, padding_collator
 from peft_bidora.tasks.logits import at_least_float32, forward
-from peft_bidora.tasks.metrics import class_table, classification_scores, confusion, resample
+from peft_bidora.tasks.metrics import (
+    Confusion,
+    class_sums,
+    class_table,
+    classification_scores,
+    confusion,
+    resampled_classification_scores,
+)
 from peft_bidora.tasks.multi_label import (
     MultiLabelClassification,
     check_lists,
@@ -28,9 +35,11 @@ from peft_bidora.tasks.multi_label import (
 )
 from peft_bidora.tasks.protein import sequence_layout, sequence_notes
 from peft_bidora.tasks.task import Array, Columns, Task, TaskKind, TaskOptions
+from peft_bidora.tasks.truncation import text_notes
 
 NAME = "sequence-classification"
 SHOWN_NUMBERS = 5
+LARGEST_MATRIX = 200  # classes: beyond it the predictions tell the same in fewer lines
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class SequenceClassification:
     def scores(self, predictions: Sequence[Array], labels: Sequence[str]) -> dict[str, float]:
         """Return accuracy, f1_macro, f1_weighted, matthews and ece, the expected calibration error."""
         cells = calibration_cells(_probabilities(predictions), self._indices(labels))
-        found = classification_scores(self._counts(predictions, labels))
+        found = classification_scores(class_sums(self._confusion(predictions, labels)))
         return {
             **{name: float(value) for name, value in found.items()},
             "ece": float(calibration_error(cells, cells.counts)),
@@ -123,14 +132,15 @@ class SequenceClassification:
         """Return (resamples,) values of each metric, over rows drawn with replacement."""
         cells = calibration_cells(_probabilities(predictions), self._indices(labels))
         return {
-            **classification_scores(resample(self._counts(predictions, labels), rng, resamples)),
+            **resampled_classification_scores(self._confusion(predictions, labels), rng, resamples),
             "ece": resampled_calibration_error(cells, rng, resamples),
         }
 
     def details(self, predictions: Sequence[Array], labels: Sequence[str]) -> dict[str, Any]:
-        """Return the confusion matrix, rows true and columns predicted, and precision, recall and F1 by class."""
-        counts = self._counts(predictions, labels)
-        return {"by_class": class_table(counts, self.label_names), "confusion": counts.tolist()}
+        """Return precision, recall and F1 by class and, of up to 200 classes, the confusion matrix, rows true."""
+        found = self._confusion(predictions, labels)
+        matrix = {"confusion": found.matrix().tolist()} if self.outputs <= LARGEST_MATRIX else {}
+        return {"by_class": class_table(class_sums(found), self.label_names), **matrix}
 
     def prediction_columns(self, predictions: Sequence[Array]) -> list[dict[str, object]]:
         """Return `predicted_label`, and `probabilities` by label."""
@@ -151,7 +161,7 @@ class SequenceClassification:
         index = {name: position for position, name in enumerate(self.label_names)}
         return np.array([index[label] for label in labels])
 
-    def _counts(self, predictions: Sequence[Array], labels: Sequence[str]) -> Array:
+    def _confusion(self, predictions: Sequence[Array], labels: Sequence[str]) -> Confusion:
         return confusion(np.asarray(predictions).argmax(-1), self._indices(labels), self.outputs)
 
 
@@ -213,4 +223,5 @@ SEQUENCE_CLASSIFICATION = TaskKind(
     restore=restore,
     strata=lambda train: rarest_labels(train) if has_label_lists(train) else None,
     notes=sequence_notes,
+    encoding_notes=text_notes,
 )

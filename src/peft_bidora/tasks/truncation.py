@@ -1,4 +1,4 @@
-"""Tell what of prompts and completions does not fit into a row."""
+"""Tell what of texts, or of prompts and completions, does not fit into a row."""
 
 from typing import Any
 
@@ -6,8 +6,24 @@ from peft_bidora.data.examples import Examples
 from peft_bidora.data.wording import rows_have
 from peft_bidora.errors import RecipeError
 from peft_bidora.tasks.completions import causal_pieces, encode_pairs, fit_causal
+from peft_bidora.tasks.task import Task
 
 UNCUT = 1_000_000  # tokens: longer than any row
+
+
+def text_notes(task: Task, tokenizer: Any, max_length: int, name: str, examples: Examples) -> list[str]:
+    """Return a sentence on the texts of a split that are cut, if there are any.
+
+    Args:
+        task: encodes texts.
+        tokenizer: of the model.
+        max_length: the most tokens of a row.
+        name: of the split.
+        examples: its rows.
+    """
+    cut = sum(len(ids) > max_length for ids in task.encode(examples, tokenizer, UNCUT)["input_ids"])
+    told = f"{name} split: {rows_have(cut)} a text that is cut to fit into data.max_length={max_length}."
+    return [told] if cut else []
 
 
 def cut_notes(
