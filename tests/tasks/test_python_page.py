@@ -37,7 +37,7 @@ def test_block_of_a_task_leaves_an_adapter(block: str, request: pytest.FixtureRe
 def test_recipe_runs(tmp_path: Path) -> None:
     (block,) = [block for block in BLOCKS if "Recipe(" in block]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    short = block.replace('"steps": 100', '"steps": 2').replace('"steps": 150', '"steps": 2')
+    short = block.replace('"steps": 100', '"steps": 4').replace('"steps": 150', '"steps": 2')
     assert short != block
     assert "'low'" in execute(short, tmp_path)
     assert len((tmp_path / "predicted.csv").read_text().splitlines()) == 123
