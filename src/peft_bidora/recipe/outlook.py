@@ -17,6 +17,7 @@ from peft_bidora.recipe.options import adapter_options, phase_steps
 from peft_bidora.recipe.prepare import Prepared
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_config, skeleton
+from peft_bidora.training.arguments import estimator_for
 
 # Passes that an upper step adds, a pass being one forward and backward; "exact" differentiates one of its two twice.
 UPPER_PASSES = {"finite-difference": 3, "one-sided": 2, "exact": 2, "first-order": 1}
@@ -119,7 +120,8 @@ def _steps(prepared: Prepared) -> dict[str, Any]:
         return {"retrain_steps": retrain, "passes": retrain * recipe.retrain.gradient_accumulation_steps}
     search = phase_steps(recipe.search, rows["lower"])
     upper = search // recipe.search.lower_steps
-    upper_passes = UPPER_PASSES[recipe.search.hypergradient]
+    estimator = estimator_for(recipe.search.hypergradient, bfloat16=recipe.precision == "bfloat16")
+    upper_passes = UPPER_PASSES[estimator]
     return {
         "search_steps": search,
         "upper_steps": upper,

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from peft_bidora.errors import RecipeError
 
-HYPERGRADIENTS = ("finite-difference", "one-sided", "exact", "first-order")
+HYPERGRADIENTS = ("auto", "finite-difference", "one-sided", "exact", "first-order")
 XI_OF_LOWER = "lower-learning-rate"
 
 
@@ -22,7 +22,8 @@ class BiDoRAArguments(TrainingArguments):
         upper_lr_scheduler_type: a transformers scheduler, over the upper steps.
         upper_batch_size: rows of the upper split a pass; None for per_device_train_batch_size.
         lower_steps: K, optimiser steps of the lower level for each of the upper.
-        hypergradient: "finite-difference" (central), "one-sided", "exact", or "first-order" (the direct gradient).
+        hypergradient: "finite-difference" (central), "one-sided", "exact", "first-order" (the direct gradient), or
+            "auto": the cheapest that is within 1 % of the exact one in the precision, see `estimator_for`.
         xi: ξ, the multiple of the identity in place of the inverse Hessian, or "lower-learning-rate" for the
             present one.
         finite_difference_radius: ‖εv‖; None for the default of the precision.
@@ -39,7 +40,7 @@ class BiDoRAArguments(TrainingArguments):
     upper_lr_scheduler_type: str = "constant"
     upper_batch_size: int | None = None
     lower_steps: int = 4
-    hypergradient: str = "finite-difference"
+    hypergradient: str = "auto"
     xi: float | str = field(default=1.0)
     finite_difference_radius: float | None = None
     orthogonality: float = 1e-5
@@ -103,6 +104,18 @@ class BiDoRAArguments(TrainingArguments):
             )
         if faults:
             raise RecipeError(*faults)
+        self.hypergradient = estimator_for(self.hypergradient, bfloat16=self.bf16)
+
+
+def estimator_for(hypergradient: str, *, bfloat16: bool) -> str:
+    """Return the estimator that "auto" stands for, or the one that is named.
+
+    Measured against the exact product (benchmarks/fidelity.py): in bfloat16 the one-sided difference has a cosine of
+    0.988 at best, the central one 0.998; in float32 both have 1.0000.
+    """
+    if hypergradient != "auto":
+        return hypergradient
+    return "finite-difference" if bfloat16 else "one-sided"
 
 
 def _is_finite(value: float | str) -> bool:

@@ -1,0 +1,50 @@
+"""The options of a bi-level run."""
+
+import math
+from typing import Any
+
+import pytest
+
+from peft_bidora.errors import RecipeError
+from peft_bidora.training.arguments import BiDoRAArguments
+
+
+def arguments(**options: Any) -> BiDoRAArguments:
+    return BiDoRAArguments("unused", report_to=[], use_cpu=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "one-sided"),
+        ({"bf16": True}, "finite-difference"),
+        ({"hypergradient": "one-sided", "bf16": True}, "one-sided"),
+        ({"hypergradient": "exact"}, "exact"),
+    ],
+)
+def test_estimator_follows_the_precision_unless_it_is_named(options: dict[str, Any], expected: str) -> None:
+    assert arguments(**options).hypergradient == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("upper_learning_rate", -1.0),
+        ("upper_learning_rate", math.inf),
+        ("upper_batch_size", 0),
+        ("lower_steps", 0),
+        ("hypergradient", "central"),
+        ("retrain_from", "scratch"),
+        ("orthogonality", -1e-5),
+        ("finite_difference_radius", 0.0),
+        ("finite_difference_radius", math.nan),
+        ("xi", "lower"),
+        ("xi", math.nan),
+    ],
+)
+def test_option_out_of_range_is_named_with_its_value_and_all_others(name: str, value: object) -> None:
+    options = {"fp16": False, name: value, **({} if name == "lower_steps" else {"lower_steps": -1})}
+    with pytest.raises(RecipeError) as caught:
+        arguments(**options)
+    assert len(caught.value.faults) == (1 if name == "lower_steps" else 2)
+    assert any(fault.startswith(f"{name}={value!r}: expected ") for fault in caught.value.faults)
