@@ -48,3 +48,9 @@ def test_option_out_of_range_is_named_with_its_value_and_all_others(name: str, v
         arguments(**options)
     assert len(caught.value.faults) == (1 if name == "lower_steps" else 2)
     assert any(fault.startswith(f"{name}={value!r}: expected ") for fault in caught.value.faults)
+
+
+def test_response_of_adam_is_not_given_for_another_optimiser() -> None:
+    assert arguments(xi="adam").xi == "adam"
+    with pytest.raises(RecipeError, match=r"optim=.*sgd.*: expected adamw_torch"):
+        arguments(xi="adam", optim="sgd")

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback, default_data_collator
 
 from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
+from peft_bidora.bilevel.response import adam_response
 from peft_bidora.errors import CheckpointError, NonFiniteError
 from peft_bidora.training import bilevel_mixin
 from peft_bidora.training.arguments import BiDoRAArguments
@@ -204,6 +205,22 @@ def test_upper_step_replays_the_dropout_masks_of_the_training_pass(make_adapted,
     monkeypatch.setattr(bilevel_mixin, "upper_step", replaying)
     trainer.train()
     assert compared == [True] * 6  # three upper steps, twice each
+
+
+def test_response_is_that_of_the_coming_lower_step(make_adapted, make_rows, tmp_path, monkeypatch):
+    trainer = make_trainer(make_adapted(), make_rows, tmp_path, xi="adam", adam_epsilon=1e-3, warmup_steps=0)
+    step, compared = bilevel_mixin.upper_step, []
+
+    def spy(estimator, problem, *args, **kwargs):
+        gradients = [each.grad for each in trainer.levels.direction.values()]
+        expected = adam_response(trainer.optimizer, problem.direction, gradients)
+        compared.append(all(torch.equal(one, other) for one, other in zip(problem.response, expected, strict=True)))
+        assert estimator.keywords["xi"] == 1.0  # the response has the learning rate in it
+        return step(estimator, problem, *args, **kwargs)
+
+    monkeypatch.setattr(bilevel_mixin, "upper_step", spy)
+    trainer.train()
+    assert compared == [True] * 3
 
 
 @pytest.mark.parametrize("hypergradient", ["finite-difference", "one-sided", "exact", "first-order"])

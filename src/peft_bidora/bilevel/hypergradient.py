@@ -2,7 +2,8 @@
 
     h = ∂L_val/∂M − ξ · (∂²L_train / ∂M∂V) · v,    v = ∂L_val/∂V
 
-the total derivative of L_val(V*(M), M) with the inverse Hessian of the lower level replaced by ξ · identity.
+the total derivative of L_val(V*(M), M) with the inverse Hessian of the lower level replaced by ξ · identity, or by
+ξ · D where the problem has a response D (`bilevel.response`): v is then D ⊙ ∂L_val/∂V.
 
 References: Qin, Zhang, Xie, arXiv:2410.09758; Liu et al. (DARTS), arXiv:1806.09055; Lorraine et al., arXiv:1911.02590.
 """
@@ -30,6 +31,7 @@ class BilevelProblem:
         magnitude: M, the parameters of the upper level.
         lower_magnitude_gradient: ∂L_train/∂M at the present V with the masks of `lower_losses`, where a training
             pass already gave it.
+        response: the diagonal D, one tensor of the shape of each of `direction`; None for the identity.
     """
 
     lower_losses: Sequence[ReplayedLoss]
@@ -37,6 +39,7 @@ class BilevelProblem:
     direction: Sequence[Tensor]
     magnitude: Sequence[Tensor]
     lower_magnitude_gradient: Sequence[Tensor] | None = None
+    response: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,10 +142,13 @@ def default_radius(dtype: torch.dtype) -> float:
 
 
 def _upper_pass(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return L_val, v = ∂L_val/∂V and ∂L_val/∂M."""
+    """Return L_val, v and ∂L_val/∂M."""
     count = len(problem.direction)
     upper_loss, gradient = loss_and_gradient(problem.upper_losses, (*problem.direction, *problem.magnitude))
-    return upper_loss, gradient[:count], gradient[count:]
+    vector = gradient[:count]
+    if problem.response is not None:
+        vector = tuple(scale * part for scale, part in zip(problem.response, vector, strict=True))
+    return upper_loss, vector, gradient[count:]
 
 
 def _step_size(vector: Sequence[Tensor], radius: float) -> Tensor:

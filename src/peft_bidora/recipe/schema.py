@@ -179,7 +179,7 @@ class SearchSection(PhaseSection):
     upper_batch_size: Count | None = None
     lower_steps: Count = 4
     hypergradient: Literal["auto", "finite-difference", "one-sided", "exact", "first-order"] = "auto"
-    xi: Number | Literal["lower-learning-rate"] = 1.0
+    xi: Number | Literal["lower-learning-rate", "adam"] = 1.0
     finite_difference_radius: Rate | None = None
 
 

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from peft_bidora.errors import RecipeError
 
 HYPERGRADIENTS = ("auto", "finite-difference", "one-sided", "exact", "first-order")
-XI_OF_LOWER = "lower-learning-rate"
+XI_OF_LOWER, XI_OF_ADAM = "lower-learning-rate", "adam"
 
 
 @dataclass
@@ -24,8 +24,8 @@ class BiDoRAArguments(TrainingArguments):
         lower_steps: K, optimiser steps of the lower level for each of the upper.
         hypergradient: "finite-difference" (central), "one-sided", "exact", "first-order" (the direct gradient), or
             "auto": the cheapest that is within 1 % of the exact one in the precision, see `estimator_for`.
-        xi: ξ, the multiple of the identity in place of the inverse Hessian, or "lower-learning-rate" for the
-            present one.
+        xi: ξ, the multiple of the identity in place of the inverse Hessian; "lower-learning-rate" for the present one;
+            or "adam" for the response of the lower level's Adam step, a diagonal (SAMA, arXiv:2310.05674).
         finite_difference_radius: ‖εv‖; None for the default of the precision.
         orthogonality: γ, the weight of the direction's orthogonality in the lower loss of the search.
         retrain_from: "initial" resets the direction after the search, "search" continues from it.
@@ -80,7 +80,16 @@ class BiDoRAArguments(TrainingArguments):
                     "a finite number above 0, or None",
                     self.finite_difference_radius is None or 0 < self.finite_difference_radius < math.inf,
                 ),
-                ("xi", f"a finite number or {XI_OF_LOWER}", self.xi == XI_OF_LOWER or _is_finite(self.xi)),
+                (
+                    "xi",
+                    f"a finite number, {XI_OF_LOWER} or {XI_OF_ADAM}",
+                    self.xi in (XI_OF_LOWER, XI_OF_ADAM) or _is_finite(self.xi),
+                ),
+                (
+                    "optim",
+                    "adamw_torch or adamw_torch_fused, whose response xi=adam is",
+                    self.xi != XI_OF_ADAM or self.optim in ("adamw_torch", "adamw_torch_fused"),
+                ),
             )
             if not valid
         ]

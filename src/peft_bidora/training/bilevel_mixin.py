@@ -17,9 +17,10 @@ from peft_bidora.adapter.parameters import Levels, require_gradient, split_level
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
 from peft_bidora.bilevel.hypergradient import BilevelProblem
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state
+from peft_bidora.bilevel.response import adam_response
 from peft_bidora.bilevel.step import upper_step
 from peft_bidora.errors import CheckpointError, ModelError, SplitError
-from peft_bidora.training.arguments import BiDoRAArguments
+from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments
 from peft_bidora.training.upper_batches import Batch, UpperBatches
 from peft_bidora.training.upper_level import UpperLevel, estimator_of
 
@@ -128,13 +129,15 @@ class BilevelMixin(_AnyTrainer):
         for parameter in magnitude:
             parameter.grad = None  # clipping is of the lower level's gradients alone
         require_gradient(magnitude, True)
+        direction = list(self.levels.direction.values())
         try:
             problem = BilevelProblem(
                 lower_losses=self._lower_losses,
                 upper_losses=self._upper_losses(model, upper.batches.next_batch()),
-                direction=list(self.levels.direction.values()),
+                direction=direction,
                 magnitude=magnitude,
                 lower_magnitude_gradient=None if any(g is None for g in taken) else taken,  # type: ignore[arg-type]
+                response=self._response(direction) if self.args.xi == XI_OF_ADAM else None,
             )
             gradient = upper_step(
                 estimator_of(self.args, self._get_learning_rate()),
@@ -147,6 +150,11 @@ class BilevelMixin(_AnyTrainer):
             self._lower_losses = []
             require_gradient(magnitude, False)
         upper.finish_step(gradient)
+
+    def _response(self, direction: list[nn.Parameter]) -> tuple[Tensor, ...]:
+        """Return the response of the coming lower step to its gradient; clipping is left out of it."""
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in direction]
+        return adam_response(self.optimizer, direction, gradients)
 
     def _upper_losses(self, model: nn.Module, batches: list[Batch]) -> list[Any]:
         items = self._get_num_items_in_batch(batches, self.args.device)

@@ -17,7 +17,7 @@ from peft_bidora.bilevel.hypergradient import (
     exact_hypergradient,
     one_sided_difference_hypergradient,
 )
-from peft_bidora.training.arguments import XI_OF_LOWER, BiDoRAArguments
+from peft_bidora.training.arguments import XI_OF_ADAM, XI_OF_LOWER, BiDoRAArguments
 from peft_bidora.training.upper_batches import UpperBatches
 
 
@@ -94,7 +94,8 @@ def estimator_of(args: BiDoRAArguments, lower_learning_rate: float) -> Estimator
         args: the options of the run.
         lower_learning_rate: the present one, for ξ = "lower-learning-rate".
     """
-    xi = lower_learning_rate if args.xi == XI_OF_LOWER else float(args.xi)
+    named = {XI_OF_LOWER: lower_learning_rate, XI_OF_ADAM: 1.0}  # Adam's response has the rate in it
+    xi = named[args.xi] if isinstance(args.xi, str) else float(args.xi)
     radius = args.finite_difference_radius or default_radius(torch.bfloat16 if args.bf16 else torch.float32)
     estimators: dict[str, Estimator] = {
         "finite-difference": partial(central_difference_hypergradient, xi=xi, radius=radius),
