@@ -21,6 +21,7 @@ from peft_bidora.bilevel.hypergradient import (
     direct_gradient,
     exact_hypergradient,
     one_sided_difference_hypergradient,
+    value_function_free_gradient,
 )
 from peft_bidora.bilevel.randomness import ReplayedLoss
 from peft_bidora.bilevel.tensors import add_scaled, cosine, norm
@@ -339,3 +340,19 @@ def test_default_radius_grows_as_the_precision_falls():
     radii = [default_radius(dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
     assert radii == sorted(radii)
     assert default_radius(torch.float16) == default_radius(torch.bfloat16)
+
+
+@pytest.mark.parametrize("penalty", [2.0, 50.0])
+def test_lower_level_of_the_value_function_free_gradient_ends_at_the_penalised_minimum(penalty):
+    quadratic = Polynomial()
+    target = quadratic.p @ flat(quadratic.magnitude)
+    # The minimum of ½ c (V − P·M)² + ½ (V − t)² / penalty, entry by entry.
+    expected = (quadratic.c * target + quadratic.t / penalty) / (quadratic.c + 1 / penalty)
+    for _ in range(400):
+        gradient = value_function_free_gradient(quadratic.problem(), penalty=penalty)
+        of_lower = torch.autograd.grad(quadratic.lower(), quadratic.direction)
+        with torch.no_grad():
+            for part, one, other in zip(quadratic.direction, of_lower, gradient.lower, strict=True):
+                part.sub_(0.2 * (one + other))
+    torch.testing.assert_close(flat(quadratic.direction), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(flat(gradient.total), quadratic.direct())

@@ -64,6 +64,7 @@ CHANGED = {
     "search.upper_batch_size": "3",
     "search.lower_steps": "2",
     "search.hypergradient": "first-order",
+    "search.penalty": "3",
     "search.xi": "lower-learning-rate",
     "search.finite_difference_radius": "0.01",
     "retrain.from": "search",

@@ -43,7 +43,7 @@ def test_all_linear_layers_are_counted(make_recipe: Make) -> None:
 
 @pytest.mark.parametrize(
     ("hypergradient", "passes"),
-    [("auto", 8), ("finite-difference", 10), ("one-sided", 8), ("exact", 8), ("first-order", 6)],
+    [("auto", 8), ("finite-difference", 10), ("one-sided", 8), ("exact", 8), ("first-order", 6), ("pbgd-free", 6)],
 )
 def test_passes_follow_the_estimator(hypergradient: str, passes: int, make_recipe: Make) -> None:
     recipe = load_recipe(make_recipe(search__hypergradient=hypergradient, retrain__steps=1))

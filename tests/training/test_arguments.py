@@ -38,6 +38,8 @@ def test_estimator_follows_the_precision_unless_it_is_named(options: dict[str, A
         ("orthogonality", -1e-5),
         ("finite_difference_radius", 0.0),
         ("finite_difference_radius", math.nan),
+        ("penalty", 0.0),
+        ("penalty", math.inf),
         ("xi", "lower"),
         ("xi", math.nan),
     ],

@@ -223,7 +223,30 @@ def test_response_is_that_of_the_coming_lower_step(make_adapted, make_rows, tmp_
     assert compared == [True] * 3
 
 
-@pytest.mark.parametrize("hypergradient", ["finite-difference", "one-sided", "exact", "first-order"])
+def test_value_function_free_gradient_reaches_the_direction(make_adapted, make_rows, tmp_path, monkeypatch):
+    gradients, upper = {}, {}
+    original = bilevel_mixin.upper_step
+
+    def spy(*args, **kwargs):
+        upper[trainer.args.hypergradient] = original(*args, **kwargs)
+        return upper[trainer.args.hypergradient]
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if trainer.phase == "search":
+                gradients[args.hypergradient] = [each.grad.clone() for each in trainer.levels.direction.values()]
+
+    monkeypatch.setattr(bilevel_mixin, "upper_step", spy)
+    for name in ("first-order", "pbgd-free"):
+        options = {"hypergradient": name, "penalty": 4.0, "max_steps": 1, "lower_steps": 1, "orthogonality": 0.0}
+        trainer = make_trainer(make_adapted().double(), make_rows, tmp_path / name, **options, callbacks=[Keep()])
+        trainer.train()
+    assert upper["first-order"].lower is None
+    for plain, both, added in zip(*gradients.values(), upper["pbgd-free"].lower, strict=True):
+        torch.testing.assert_close(both - plain, added, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("hypergradient", ["finite-difference", "one-sided", "exact", "first-order", "pbgd-free"])
 def test_magnitudes_have_no_gradient_that_clipping_of_the_lower_level_could_see(
     make_adapted, make_rows, tmp_path, hypergradient
 ):
@@ -393,7 +416,7 @@ def test_incomplete_checkpoint_is_passed_over(make_adapted, make_rows, tmp_path,
     assert_identical(values(whole), values(resumed))
 
 
-@pytest.mark.parametrize("hypergradient", ["finite-difference", "one-sided", "exact", "first-order"])
+@pytest.mark.parametrize("hypergradient", ["finite-difference", "one-sided", "exact", "first-order", "pbgd-free"])
 def test_accumulated_quarter_batches_equal_the_whole_batch(make_adapted, make_rows, tmp_path, hypergradient):
     models = []
     for size, accumulation in ((8, 1), (2, 4)):

@@ -51,12 +51,15 @@ class UpperGradient:
         direct: ∂L_val/∂M.
         implicit: − ξ · mixed product; zeros where an estimator has no implicit term.
         upper_loss: L_val, a detached scalar, mean nats a label.
+        lower: what the estimator adds to the gradient of the lower loss, of the shapes of the direction; None for
+            nothing.
     """
 
     total: tuple[Tensor, ...]
     direct: tuple[Tensor, ...]
     implicit: tuple[Tensor, ...]
     upper_loss: Tensor
+    lower: tuple[Tensor, ...] | None = None
 
     def norm(self) -> Tensor:
         """Return ‖h‖, a scalar tensor."""
@@ -130,6 +133,25 @@ def direct_gradient(problem: BilevelProblem) -> UpperGradient:
     with _generators_restored_on_error():
         upper_loss, direct = loss_and_gradient(problem.upper_losses, problem.magnitude)
         return UpperGradient(direct, direct, tuple(torch.zeros_like(part) for part in direct), upper_loss)
+
+
+def value_function_free_gradient(problem: BilevelProblem, *, penalty: float) -> UpperGradient:
+    """Return ∂L_val/∂M alone, and ∂L_val/∂V / penalty for the lower level to descend along too.
+
+    So V follows argmin L_train + L_val / penalty, which moves with M as the lower level's solution does, and nothing is
+    differenced; what is left out is negligible where L_val is flat around that solution. V sees the upper rows.
+
+    Costs one pass. Reference: Jiang et al. (PBGD-Free), arXiv:2507.20400.
+
+    Args:
+        problem: the batches and parameters of both levels; the lower losses are not evaluated.
+        penalty: γ, the weight of the lower loss; the larger, the less V follows L_val.
+    """
+    with _generators_restored_on_error():
+        count = len(problem.direction)
+        upper_loss, gradient = loss_and_gradient(problem.upper_losses, (*problem.direction, *problem.magnitude))
+        lower, direct = tuple(part / penalty for part in gradient[:count]), gradient[count:]
+        return UpperGradient(direct, direct, tuple(torch.zeros_like(part) for part in direct), upper_loss, lower)
 
 
 def default_radius(dtype: torch.dtype) -> float:

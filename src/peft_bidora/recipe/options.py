@@ -52,6 +52,7 @@ def bidora_arguments(recipe: Recipe, task: Task, selection: bool) -> BiDoRAArgum
         upper_batch_size=search.upper_batch_size,
         lower_steps=search.lower_steps,
         hypergradient=search.hypergradient,
+        penalty=search.penalty,
         xi=search.xi,
         finite_difference_radius=search.finite_difference_radius,
         orthogonality=recipe.adapter.orthogonality,

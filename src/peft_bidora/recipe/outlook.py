@@ -20,7 +20,7 @@ from peft_bidora.tasks.base_model import load_config, skeleton
 from peft_bidora.training.arguments import estimator_for
 
 # Passes that an upper step adds, a pass being one forward and backward; "exact" differentiates one of its two twice.
-UPPER_PASSES = {"finite-difference": 3, "one-sided": 2, "exact": 2, "first-order": 1}
+UPPER_PASSES = {"finite-difference": 3, "one-sided": 2, "exact": 2, "first-order": 1, "pbgd-free": 1}
 UNCUT = 1_000_000  # tokens: longer than any row
 TIMED_STEPS = 3
 

@@ -178,7 +178,8 @@ class SearchSection(PhaseSection):
     upper_schedule: Schedule = "constant"
     upper_batch_size: Count | None = None
     lower_steps: Count = 4
-    hypergradient: Literal["auto", "finite-difference", "one-sided", "exact", "first-order"] = "auto"
+    hypergradient: Literal["auto", "finite-difference", "one-sided", "exact", "first-order", "pbgd-free"] = "auto"
+    penalty: Rate = 10.0
     xi: Number | Literal["lower-learning-rate", "adam"] = 1.0
     finite_difference_radius: Rate | None = None
 

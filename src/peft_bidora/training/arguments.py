@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from peft_bidora.errors import RecipeError
 
-HYPERGRADIENTS = ("auto", "finite-difference", "one-sided", "exact", "first-order")
+HYPERGRADIENTS = ("auto", "finite-difference", "one-sided", "exact", "first-order", "pbgd-free")
 XI_OF_LOWER, XI_OF_ADAM = "lower-learning-rate", "adam"
 
 
@@ -22,8 +22,10 @@ class BiDoRAArguments(TrainingArguments):
         upper_lr_scheduler_type: a transformers scheduler, over the upper steps.
         upper_batch_size: rows of the upper split a pass; None for per_device_train_batch_size.
         lower_steps: K, optimiser steps of the lower level for each of the upper.
-        hypergradient: "finite-difference" (central), "one-sided", "exact", "first-order" (the direct gradient), or
-            "auto": the cheapest that is within 1 % of the exact one in the precision, see `estimator_for`.
+        hypergradient: "finite-difference" (central), "one-sided", "exact", "first-order" (the direct gradient),
+            "pbgd-free" (the direct gradient, the direction following both losses; K = 1 as published), or "auto": the
+            cheapest that is within 1 % of the exact one in the precision, see `estimator_for`.
+        penalty: of "pbgd-free", γ: the direction descends along ∂L_train + ∂L_val / γ.
         xi: ξ, the multiple of the identity in place of the inverse Hessian; "lower-learning-rate" for the present one;
             or "adam" for the response of the lower level's Adam step, a diagonal (SAMA, arXiv:2310.05674).
         finite_difference_radius: ‖εv‖; None for the default of the precision.
@@ -41,6 +43,7 @@ class BiDoRAArguments(TrainingArguments):
     upper_batch_size: int | None = None
     lower_steps: int = 4
     hypergradient: str = "auto"
+    penalty: float = 10.0
     xi: float | str = field(default=1.0)
     finite_difference_radius: float | None = None
     orthogonality: float = 1e-5
@@ -75,6 +78,7 @@ class BiDoRAArguments(TrainingArguments):
                 ("hypergradient", f"one of {', '.join(HYPERGRADIENTS)}", self.hypergradient in HYPERGRADIENTS),
                 ("retrain_from", "initial or search", self.retrain_from in ("initial", "search")),
                 ("orthogonality", "a number from 0 up", self.orthogonality >= 0),
+                ("penalty", "a finite number above 0", 0 < self.penalty < math.inf),
                 (
                     "finite_difference_radius",
                     "a finite number above 0, or None",

@@ -149,6 +149,9 @@ class BilevelMixin(_AnyTrainer):
         finally:
             self._lower_losses = []
             require_gradient(magnitude, False)
+        if gradient.lower is not None:
+            for parameter, added in zip(direction, gradient.lower, strict=True):
+                parameter.grad = added if parameter.grad is None else parameter.grad.add_(added)
         upper.finish_step(gradient)
 
     def _response(self, direction: list[nn.Parameter]) -> tuple[Tensor, ...]:

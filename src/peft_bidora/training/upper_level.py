@@ -16,6 +16,7 @@ from peft_bidora.bilevel.hypergradient import (
     direct_gradient,
     exact_hypergradient,
     one_sided_difference_hypergradient,
+    value_function_free_gradient,
 )
 from peft_bidora.training.arguments import XI_OF_ADAM, XI_OF_LOWER, BiDoRAArguments
 from peft_bidora.training.upper_batches import UpperBatches
@@ -102,5 +103,6 @@ def estimator_of(args: BiDoRAArguments, lower_learning_rate: float) -> Estimator
         "one-sided": partial(one_sided_difference_hypergradient, xi=xi, radius=radius),
         "exact": partial(exact_hypergradient, xi=xi),
         "first-order": direct_gradient,
+        "pbgd-free": partial(value_function_free_gradient, penalty=args.penalty),
     }
     return estimators[args.hypergradient]
