@@ -1,11 +1,14 @@
 """The fast layer equals PEFT's DoRA layer, and autograd through the built weight (contract 2)."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from peft_bidora.adapter import layer
@@ -78,12 +81,20 @@ def inputs() -> Tensor:
 
 def run(model: PeftModel) -> tuple[Tensor, ...]:
     """Return the output and the gradients of A, B, m and the input, of a loss that weighs the outputs unequally."""
+    return run_as(model, model)
+
+
+def run_as(function: Callable[[Tensor], Tensor], model: PeftModel, backward: bool = False) -> tuple[Tensor, ...]:
+    """As `run`, by a function that computes what the model does; `backward` fills `.grad`, as some functions need."""
     x = inputs()
     torch.manual_seed(2)
-    output = model(x)
+    output = function(x)
     weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).reshape(output.shape)
-    gradients = torch.autograd.grad((weights * output**2).sum(), [*layer_of(model)[1], x])
-    return output.detach(), *gradients
+    loss, of = (weights * output**2).sum(), [*layer_of(model)[1], x]
+    if not backward:
+        return output.detach(), *torch.autograd.grad(loss, of)
+    loss.backward()
+    return output.detach(), *(tensor.grad for tensor in of)
 
 
 def built_direction(model: PeftModel) -> Tensor:
@@ -420,3 +431,26 @@ def test_dropout_of_training_is_there_without_gradients_too(kind):
         with torch.no_grad():
             found.append((model(inputs()),))
     assert_equal(*found)
+
+
+@kinds
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_compiled_layer_has_the_same_values_and_gradients(kind, in_graph):
+    model = make(kind)
+    set_norm_in_graph(model, in_graph)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert_equal(run(model), run_as(compiled, model))
+    model.eval()
+    with torch.no_grad():
+        compiled(inputs())
+        double_b(model)
+        torch.testing.assert_close(compiled(inputs()), model(inputs()), rtol=1e-10, atol=1e-11)
+
+
+@kinds
+@dropouts
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_layer_has_the_same_values_and_gradients(kind, dropout, reentrant):
+    model = make(kind, dropout)
+    set_norm_in_graph(model, True)
+    assert_equal(run(model), run_as(partial(checkpoint, model, use_reentrant=reentrant), model, backward=True))
