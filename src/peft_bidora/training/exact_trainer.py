@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from peft_bidora.adapter.attach import use_closed_form
+from peft_bidora.adapter.layer import forget_constants
 from peft_bidora.bilevel.randomness import preserved_random_state
 from peft_bidora.errors import NonFiniteError
 from peft_bidora.training.checkpoint import last_whole_checkpoint, read_state
@@ -65,6 +66,7 @@ class ExactTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as Trainer does; the loss of a model that generates text is the mean over all label tokens."""
         self._evaluated = []
+        forget_constants(self.model)  # averaged weights, say, are written past the counters that the layers trust
         try:
             output: EvalLoopOutput = super().evaluation_loop(*args, **kwargs)
             if self._evaluated and output.metrics is not None:
