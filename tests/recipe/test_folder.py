@@ -86,8 +86,8 @@ def test_run_that_was_killed_while_it_began_is_not_resumed(
             raise KeyboardInterrupt(name)
         write_text(path, text)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=name):
-        patch.setattr(folder, "write_text", killed)
+    monkeypatch.setattr(folder, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt, match=name):
         folder.begin(prepared)
     with pytest.raises(CheckpointError, match="Start the run anew with --overwrite"):
         folder.check_same_run(prepared.recipe, prepared.rows)

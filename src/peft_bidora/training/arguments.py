@@ -3,12 +3,24 @@
 import math
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from peft_bidora.errors import RecipeError
 
 HYPERGRADIENTS = ("finite-difference", "one-sided", "exact", "first-order")
 XI_OF_LOWER = "lower-learning-rate"
+_SCHEDULES = tuple(each.value for each in SchedulerType)
+_UPPER_SCHEDULES = tuple(name for name in _SCHEDULES if name != "reduce_lr_on_plateau")  # which needs an evaluation
+# What is read only once the search is over: what is expected, from which value up.
+_RETRAIN_LEAST = {
+    "per_device_train_batch_size": ("a whole number from 1 up", 1),
+    "gradient_accumulation_steps": ("a whole number from 1 up", 1),
+    "learning_rate": ("a finite number from 0 up", 0),
+    "num_train_epochs": ("a finite number from 0 up", 0),
+    "max_grad_norm": ("a finite number from 0 up", 0),
+    "weight_decay": ("a finite number from 0 up", 0),
+    "warmup_steps": ("a finite number from 0 up", 0),
+}
 
 
 @dataclass
@@ -79,6 +91,25 @@ class BiDoRAArguments(TrainingArguments):
                     "a finite number above 0, or None",
                     self.finite_difference_radius is None or 0 < self.finite_difference_radius < math.inf,
                 ),
+                (
+                    "upper_lr_scheduler_type",
+                    f"one of {', '.join(_UPPER_SCHEDULES)}",
+                    self.upper_lr_scheduler_type in _UPPER_SCHEDULES,
+                ),
+                (
+                    "retrain_lr_scheduler_type",
+                    f"one of {', '.join(_SCHEDULES)}, or None",
+                    self.retrain_lr_scheduler_type in (None, *_SCHEDULES),
+                ),
+                (
+                    "retrain_max_steps",
+                    "a whole number from 1 up, -1 to count epochs, or None",
+                    self.retrain_max_steps in (None, -1) or self.retrain_max_steps >= 1,
+                ),
+                *(
+                    (f"retrain_{name}", f"{expected}, or None", _is_least(getattr(self, f"retrain_{name}"), least))
+                    for name, (expected, least) in _RETRAIN_LEAST.items()
+                ),
                 ("xi", f"a finite number or {XI_OF_LOWER}", self.xi == XI_OF_LOWER or _is_finite(self.xi)),
             )
             if not valid
@@ -107,3 +138,7 @@ class BiDoRAArguments(TrainingArguments):
 
 def _is_finite(value: float | str) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_least(value: float | None, least: int) -> bool:
+    return value is None or least <= value < math.inf
