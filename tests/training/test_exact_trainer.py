@@ -132,3 +132,11 @@ def test_evaluation_follows_averaged_weights_that_are_written_into_data(make_ada
         if "lora_B" in name:
             weight.data.mul_(2)
     assert trainer.evaluate()["eval_loss"] != before
+
+
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_what_a_callback_evaluates_leaves_the_generators_alone(make_adapted, make_rows, tmp_path, method: str) -> None:
+    trainer = adapted_trainer(make_adapted(), make_rows, tmp_path)
+    before = torch.get_rng_state()
+    getattr(trainer, method)(make_rows(8))
+    assert torch.equal(torch.get_rng_state(), before)

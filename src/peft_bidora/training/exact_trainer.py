@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.adapter.layer import forget_constants
@@ -114,6 +114,12 @@ class ExactTrainer(Trainer):
         with preserved_random_state():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Predict as Trainer does; a callback may, and the generators that training draws from stay as they were."""
+        with preserved_random_state():
+            output: PredictionOutput = super().predict(*args, **kwargs)
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does.
