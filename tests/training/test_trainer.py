@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import TrainerCallback, default_data_collator
+from transformers.trainer_callback import ExportableState
 
 from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
 from peft_bidora.errors import CheckpointError, NonFiniteError
@@ -325,6 +326,32 @@ def test_logs_of_the_search_outlast_a_resume_in_the_retrain_phase(make_adapted, 
     steps = [(entry["phase"], entry["step"]) for entry in resumed.log_history if "loss" in entry]
     assert steps == [(entry["phase"], entry["step"]) for entry in whole.log_history if "loss" in entry]
     assert {phase for phase, _ in steps} == {"search", "retrain"}
+
+
+class Patience(TrainerCallback, ExportableState):
+    """Stops the search at its fourth step, which it counts itself, as early stopping counts evaluations."""
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.count += 1
+        control.should_training_stop |= Path(args.output_dir).name == "search" and self.count == 4
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"count": self.count}, "attributes": {}}
+
+
+def test_resume_goes_on_with_what_a_callback_has_counted(make_adapted, make_rows, tmp_path):
+    def run(folder: str, resume: bool, *callbacks: TrainerCallback) -> dict[str, torch.Tensor]:
+        adapted = make_adapted(dropout=0.1)
+        trainer = make_trainer(adapted, make_rows, tmp_path / folder, callbacks=[Patience(), *callbacks], save_steps=1)
+        trainer.train(resume_from_checkpoint=resume)
+        return values(adapted)
+
+    with pytest.raises(Killed, match="killed"):
+        run("cut", False, KillAt("search", 3))
+    assert_identical(run("whole", False), run("cut", True))
 
 
 def entries(trainer: BiDoRATrainer) -> list[tuple[Any, ...]]:

@@ -29,6 +29,7 @@ class BiDoRAArguments(TrainingArguments):
 
     Args:
         logging_nan_inf_filter: Trainer's, but False: a loss that is not finite ends the run instead of hiding.
+        restore_callback_states_from_checkpoint: Trainer's, but True: a patience of early stopping is resumed too.
         upper_learning_rate: of the magnitudes; 4 to 10 times `learning_rate` works, 0 leaves them as they are.
         upper_weight_decay: of the magnitudes; decay pulls the adapted weight towards zero.
         upper_lr_scheduler_type: a transformers scheduler, over the upper steps.
@@ -46,6 +47,7 @@ class BiDoRAArguments(TrainingArguments):
     """
 
     logging_nan_inf_filter: bool = False
+    restore_callback_states_from_checkpoint: bool = True
     upper_learning_rate: float = 2e-2
     upper_weight_decay: float = 0.0
     upper_lr_scheduler_type: str = "constant"
