@@ -226,6 +226,18 @@ def test_norm_of_a_base_weight_in_bfloat16_is_summed_in_float32(kind):
 
 
 @kinds
+def test_bias_does_not_drown_the_norm_of_a_base_weight_in_bfloat16(kind):
+    model = make(kind, dtype=torch.float32)
+    module, _ = layer_of(model)
+    if module.get_base_layer().bias is not None:
+        with torch.no_grad():
+            module.get_base_layer().bias.fill_(300)
+    norm = module.lora_variant["default"]._norm(to_bfloat16(model).base_model.model.layer, "default")
+    # 1 %: the product with A is rounded to bfloat16, the bias would round it to whole numbers.
+    torch.testing.assert_close(norm, built_direction(model).norm(dim=1), rtol=0.01, atol=0)
+
+
+@kinds
 @dropouts
 def test_autocast_reaches_every_operation_over_the_output(kind, dropout):
     model = make(kind, dropout, dtype=torch.float32)
@@ -409,6 +421,36 @@ def test_prediction_in_inference_mode_is_never_stale(kind):
         before = model(inputs())
         layer_of(model)[1][1].mul_(2)
         assert not torch.allclose(model(inputs()), before)
+
+
+@kinds
+def test_prediction_leaves_what_a_hook_keeps_of_the_base_layer(kind):
+    model = make(kind).eval()
+    base_layer, kept = layer_of(model)[0].get_base_layer(), []
+    base_layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    with torch.no_grad():
+        model(inputs())
+        first = kept[0]
+        assert torch.equal(first, base_layer(inputs()))
+
+
+@kinds
+def test_prediction_works_under_vmap(kind):
+    model, x = make(kind).eval(), inputs().detach()
+    with torch.no_grad(), pytest.warns(UserWarning, match="batching rule"):
+        found = torch.vmap(model)(x)
+    # 1e-12: float64, products of another shape.
+    torch.testing.assert_close(found, model(x).detach(), rtol=1e-12, atol=1e-12)
+
+
+@kinds
+def test_shapes_can_be_followed_on_the_meta_device(kind):
+    model = make(kind).eval()
+    with torch.no_grad():
+        model(inputs())
+    model.to("meta")
+    with torch.no_grad():
+        assert model(inputs().to("meta")).shape == (2, 4, OUT)
 
 
 @kinds

@@ -86,6 +86,16 @@ def test_base_weights_in_bfloat16_are_regularized_in_float32(make_adapted):
     torch.testing.assert_close(OrthogonalityRegularizer(model).add_gradient(1.0), expected.detach(), rtol=1e-4, atol=0)
 
 
+def test_adapter_in_bfloat16_is_regularized_in_float32(make_adapted):
+    model = make_adapted().to(torch.bfloat16)
+    layers = [(weight.float(), a.float(), b.float(), scaling) for weight, a, b, scaling in parts(model)]
+    expected = torch.stack([built(*layer) for layer in layers]).mean()
+    # 1e-4: as above.
+    torch.testing.assert_close(OrthogonalityRegularizer(model).add_gradient(1.0), expected.detach(), rtol=1e-4, atol=0)
+    gradients = [leaf.grad for _, a, b, _ in parts(model) for leaf in (a, b)]
+    assert {gradient.dtype for gradient in gradients} == {torch.bfloat16}
+
+
 def test_nothing_but_the_direction_gets_a_gradient(double):
     OrthogonalityRegularizer(double).add_gradient(1.0)
     reached = {name for name, parameter in double.named_parameters() if parameter.grad is not None}

@@ -62,11 +62,13 @@ def test_gradients_of_any_inputs_are_those_of_the_formula(needed, with_bias):
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_second_derivatives_are_those_of_finite_differences(with_bias):
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_second_derivatives_are_those_of_finite_differences(with_bias, contiguous):
     names = NAMES if with_bias else NAMES[:-1]
     inputs = [draw()[name].requires_grad_() for name in names]
 
-    def of(*tensors: Tensor) -> Tensor:
+    def of(base: Tensor, *others: Tensor) -> Tensor:
+        tensors = (base if contiguous else base.transpose(0, 2).contiguous().transpose(0, 2), *others)
         return summed(**{"bias": None, **dict(zip(names, tensors, strict=True))})
 
     assert torch.autograd.gradcheck(of, inputs)

@@ -57,6 +57,43 @@ def test_what_a_killed_run_left_before_it_began_is_no_file_of_others(tmp_path: P
     folder.check_output(tmp_path, resume=False, overwrite=False)
 
 
+def test_run_that_was_killed_while_it_replaced_another_is_not_taken_for_finished(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(load_recipe(make_recipe()))
+    folder.begin(prepared)
+    output = prepared.recipe.output
+    (output / "adapter").mkdir()
+    (output / folder.METRICS).touch()
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt(path.name)
+
+    monkeypatch.setattr(folder.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt, match="adapter"):
+        folder.begin(prepared)
+    assert not (output / folder.METRICS).exists()
+
+
+@pytest.mark.parametrize("name", [folder.TASK, folder.RECIPE])
+def test_run_that_was_killed_while_it_began_is_not_resumed(
+    name: str, make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, write_text = prepare(load_recipe(make_recipe())), folder.write_text
+
+    def killed(path: Path, text: str) -> None:
+        if path.name == name:
+            raise KeyboardInterrupt(name)
+        write_text(path, text)
+
+    monkeypatch.setattr(folder, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt, match=name):
+        folder.begin(prepared)
+    with pytest.raises(CheckpointError, match="Start the run anew with --overwrite"):
+        folder.check_same_run(prepared.recipe, prepared.rows)
+    folder.check_output(prepared.recipe.output, resume=False, overwrite=True)
+
+
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [", "\x00"])
 def test_run_with_a_damaged_recipe_is_not_resumed(text: str, make_recipe: Make) -> None:
     prepared = prepare(load_recipe(make_recipe()))

@@ -1,4 +1,4 @@
-"""The options of a bi-level run."""
+"""Every option is checked before the search, also those that the retrain phase alone reads."""
 
 import math
 from typing import Any
@@ -42,6 +42,19 @@ def test_estimator_follows_the_precision_unless_it_is_named(options: dict[str, A
         ("penalty", math.inf),
         ("xi", "lower"),
         ("xi", math.nan),
+        ("retrain_max_steps", 0),
+        ("retrain_max_steps", -5),
+        ("retrain_num_train_epochs", -1.0),
+        ("retrain_per_device_train_batch_size", 0),
+        ("retrain_gradient_accumulation_steps", 0),
+        ("retrain_learning_rate", -1e-3),
+        ("retrain_learning_rate", math.nan),
+        ("retrain_max_grad_norm", math.inf),
+        ("retrain_weight_decay", -0.1),
+        ("retrain_warmup_steps", -1),
+        ("retrain_lr_scheduler_type", "cosin"),
+        ("upper_lr_scheduler_type", "cosin"),
+        ("upper_lr_scheduler_type", "reduce_lr_on_plateau"),
     ],
 )
 def test_option_out_of_range_is_named_with_its_value_and_all_others(name: str, value: object) -> None:
@@ -56,3 +69,17 @@ def test_response_of_adam_is_not_given_for_another_optimiser() -> None:
     assert arguments(xi="adam").xi == "adam"
     with pytest.raises(RecipeError, match=r"optim=.*sgd.*: expected adamw_torch"):
         arguments(xi="adam", optim="sgd")
+
+
+def test_options_at_the_edge_of_their_range_are_accepted() -> None:
+    edge: dict[str, Any] = {
+        "max_steps": -1,
+        "num_train_epochs": 0.5,
+        "learning_rate": 0,
+        "max_grad_norm": 0,
+        "weight_decay": 0,
+    }
+    edge |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "lr_scheduler_type": "cosine"}
+    options = {f"retrain_{name}": value for name, value in edge.items()}
+    made = arguments(**options)
+    assert {name: getattr(made, name) for name in options} == options

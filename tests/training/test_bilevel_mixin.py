@@ -1,12 +1,14 @@
 """The mixin in front of a Trainer that is not ours."""
 
 import pytest
+import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, default_data_collator
 
 from peft_bidora.adapter.layer import dora_layers
+from peft_bidora.errors import ModelError
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.bilevel_mixin import BilevelMixin
 
@@ -93,3 +95,28 @@ def test_warm_up_in_steps_is_of_the_search_at_both_levels(make_adapted, make_row
     )
     trainer.train()
     assert rates == [0, 0.5, 0.5, 1, 1, 1, 1, 1]  # of the next upper step, which every second step is followed by
+
+
+@pytest.mark.parametrize("kwargs", [None, {"use_reentrant": False}, {"use_reentrant": True}])
+@pytest.mark.parametrize("hypergradient", ["finite-difference", "exact"])
+def test_search_under_gradient_checkpointing_is_the_same_or_refused(
+    make_adapted, make_rows, tmp_path, kwargs, hypergradient
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        args = arguments(
+            tmp_path,
+            hypergradient=hypergradient,
+            activation_checkpointing=checkpointing,
+            activation_checkpointing_kwargs=kwargs if checkpointing else None,
+        )
+        rows = {"train_dataset": make_rows(8, seed=1), "upper_dataset": make_rows(8, seed=2)}
+        trainer = PlainTrainer(make_adapted(dropout=0.1), args, default_data_collator, **rows)
+        if checkpointing and kwargs == {"use_reentrant": True}:
+            with pytest.raises(ModelError, match="use_reentrant=True hides the magnitudes"):
+                trainer.train()
+            return
+        trainer.train()
+        found.append([value.detach() for value in trainer.levels.magnitude.values()])
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-6, atol=0)  # float32, computed twice

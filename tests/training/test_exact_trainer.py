@@ -123,3 +123,20 @@ def test_accumulated_quarter_batches_equal_the_whole_batch(make_adapted, make_ro
         models.append(trainer.model.state_dict())
     for name, value in models[0].items():
         torch.testing.assert_close(models[1][name], value, rtol=1e-7, atol=1e-9)
+
+
+def test_evaluation_follows_averaged_weights_that_are_written_into_data(make_adapted, make_rows, tmp_path) -> None:
+    trainer = adapted_trainer(make_adapted(), make_rows, tmp_path)
+    before = trainer.evaluate()["eval_loss"]
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            weight.data.mul_(2)
+    assert trainer.evaluate()["eval_loss"] != before
+
+
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_what_a_callback_evaluates_leaves_the_generators_alone(make_adapted, make_rows, tmp_path, method: str) -> None:
+    trainer = adapted_trainer(make_adapted(), make_rows, tmp_path)
+    before = torch.get_rng_state()
+    getattr(trainer, method)(make_rows(8))
+    assert torch.equal(torch.get_rng_state(), before)

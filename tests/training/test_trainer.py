@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import TrainerCallback, default_data_collator
+from transformers.trainer_callback import ExportableState
 
 from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
 from peft_bidora.bilevel.response import adam_response
@@ -367,6 +368,78 @@ def test_logs_of_the_search_outlast_a_resume_in_the_retrain_phase(make_adapted, 
     assert {phase for phase, _ in steps} == {"search", "retrain"}
 
 
+class Patience(TrainerCallback, ExportableState):
+    """Stops the search at its fourth step, which it counts itself, as early stopping counts evaluations."""
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.count += 1
+        control.should_training_stop |= Path(args.output_dir).name == "search" and self.count == 4
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"count": self.count}, "attributes": {}}
+
+
+def test_resume_goes_on_with_what_a_callback_has_counted(make_adapted, make_rows, tmp_path):
+    def run(folder: str, resume: bool, *callbacks: TrainerCallback) -> dict[str, torch.Tensor]:
+        adapted = make_adapted(dropout=0.1)
+        trainer = make_trainer(adapted, make_rows, tmp_path / folder, callbacks=[Patience(), *callbacks], save_steps=1)
+        trainer.train(resume_from_checkpoint=resume)
+        return values(adapted)
+
+    with pytest.raises(Killed, match="killed"):
+        run("cut", False, KillAt("search", 3))
+    assert_identical(run("whole", False), run("cut", True))
+
+
+def entries(trainer: BiDoRATrainer) -> list[tuple[Any, ...]]:
+    """What was logged where; the runs differ in their times."""
+    return [(entry["phase"], entry["step"], *sorted(entry)) for entry in trainer.log_history]
+
+
+@pytest.mark.parametrize("kill", ["begin", "step"])
+def test_log_of_the_search_is_whole_after_a_resume(make_adapted, make_rows, tmp_path, kill):
+    class Kill(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            if kill == "begin" and Path(args.output_dir).name == "retrain":
+                raise Killed
+
+    # The evaluation at the end of the last epoch comes after the last checkpoint of the search.
+    options = {"max_steps": 6, "save_steps": 1, "eval_strategy": "epoch", "logging_steps": 1}
+    whole = make_trainer(make_adapted(), make_rows, tmp_path / "whole", **options)
+    whole.train()
+    with pytest.raises(Killed, match="killed"):
+        make_trainer(
+            make_adapted(), make_rows, tmp_path / "cut", **options, callbacks=[Kill(), KillAt("retrain", 3)]
+        ).train()
+    resumed = make_trainer(make_adapted(), make_rows, tmp_path / "cut", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert entries(resumed) == entries(whole)
+
+
+def test_search_that_is_killed_while_it_says_that_it_ended_is_resumed(make_adapted, make_rows, tmp_path, monkeypatch):
+    write_text = Path.write_text
+
+    def killed(path: Path, text: str, **options: Any) -> int:
+        if path.name.startswith("ended."):
+            write_text(path, "", **options)
+            raise Killed
+        return write_text(path, text, **options)
+
+    def run(folder: str, resume: bool = False) -> dict[str, torch.Tensor]:
+        adapted = make_adapted(dropout=0.1)
+        make_trainer(adapted, make_rows, tmp_path / folder).train(resume_from_checkpoint=resume)
+        return values(adapted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(Killed, match="killed"):
+            run("cut")
+    assert_identical(run("whole"), run("cut", resume=True))
+
+
 class StopSearchAt(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
@@ -390,6 +463,18 @@ def test_search_that_was_stopped_early_stays_ended(make_adapted, make_rows, tmp_
         run("cut", False, KillAt("retrain", kill))
     assert (tmp_path / "cut" / "search" / "checkpoint-4").is_dir()
     assert_identical(whole, run("cut", True))
+
+
+def test_search_that_was_killed_while_it_saved_its_last_checkpoint_saves_it_again(make_adapted, make_rows, tmp_path):
+    def trainer() -> BiDoRATrainer:
+        return make_trainer(make_adapted(), make_rows, tmp_path, callbacks=[StopSearchAt(4)])
+
+    trainer().train()
+    last = tmp_path / "search" / "checkpoint-4"
+    for path in (tmp_path / "retrain", last.parent / "ended.json", last / "trainer_state.json"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    trainer().train(resume_from_checkpoint=True)
+    assert (last / "trainer_state.json").is_file()
 
 
 def test_corrupt_checkpoint_is_named_and_the_one_before_it_used(make_adapted, make_rows, tmp_path, caplog):

@@ -1,8 +1,8 @@
 """The drop-in for PEFT's DoRA forward pass: the same values, the norm in closed form and, on demand, in the graph."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -10,11 +10,11 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from peft_bidora.adapter.kept import forget, kept
 from peft_bidora.adapter.scaled_sum import add_low_rank, folded, scaled_sum, shift_of
 from peft_bidora.adapter.weight import row_norm
 
-T = TypeVar("T")
-_PREDICTION, _BASE_NORM = "_prediction_constants", "_base_row_norm_squared"  # attributes of a layer
+_PREDICTION, _BASE_NORM = "prediction_constants", "base_row_norm_squared"  # what a layer keeps
 
 
 class ClosedFormDoraVariant(DoraLinearVariant):
@@ -41,7 +41,7 @@ class ClosedFormDoraVariant(DoraLinearVariant):
         """
         if not torch.is_grad_enabled() and not module.training:
             return _predict(module, active_adapter, x, result)
-        module.__dict__.pop(_PREDICTION, None)  # what trains may write past the version counters that the cache trusts
+        forget(module, _PREDICTION)  # what trains may write past the version counters that the cache trusts
         lora_a, lora_b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
         scale = module.lora_magnitude_vector[active_adapter].weight / self._norm(module, active_adapter)
         bias = getattr(module.get_base_layer(), "bias", None)
@@ -61,14 +61,15 @@ class ClosedFormDoraVariant(DoraLinearVariant):
 def _direction_norm(module: Any, adapter: str) -> Tensor:
     """Return n, (out,)."""
     lora_a, lora_b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-    with torch.autocast(lora_a.device.type, enabled=False):
+    kind = lora_a.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return row_norm(
             base_row_norm_squared(module), base_product(module, lora_a), lora_a, lora_b, module.scaling[adapter]
         )
 
 
 def _predict(module: Any, adapter: str, x: Tensor, result: Tensor) -> Tensor:
-    """Return W'·x + bias in place of W0·x + bias, with what does not depend on x kept until a parameter changes."""
+    """Return W'·x + bias, with what does not depend on x kept until a parameter changes."""
     dtype = result.dtype
     lora_a, lora_b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
     magnitude, scaling = module.lora_magnitude_vector[adapter].weight, module.scaling[adapter]
@@ -80,33 +81,23 @@ def _predict(module: Any, adapter: str, x: Tensor, result: Tensor) -> Tensor:
         return scale, shift, lora_a.to(dtype), folded(lora_b.to(dtype), scale, scaling)
 
     tensors = [lora_a, lora_b, magnitude, module.get_base_layer().weight, *([] if bias is None else [bias])]
-    scale, shift, lora_a, folded_b = _kept(module, _PREDICTION, tensors, (adapter, scaling, dtype), constants)
-    result = result.contiguous()
-    scaled = result.mul_(scale) if shift is None else torch.addcmul(shift, result, scale, out=result)
+    scale, shift, lora_a, folded_b = kept(module, _PREDICTION, tensors, (adapter, scaling, dtype), constants)
+    result = result.contiguous()  # never written into: a hook of the base layer may keep it
+    scaled = result * scale if shift is None else torch.addcmul(shift, result, scale)
     return add_low_rank(scaled, x.to(dtype) @ lora_a.T, folded_b)
 
 
-def _kept(module: Any, name: str, tensors: Sequence[Tensor], settings: Any, compute: Callable[[], T]) -> T:
-    """Return what was computed before under this name, or compute it anew if it may be stale.
-
-    Args:
-        module: holds what is kept, outside of its state.
-        name: of what is kept.
-        tensors: what it is computed of. Replacing one changes its storage, writing into it raises its version.
-        settings: what else it is computed of.
-        compute: returns it.
-    """
-    if any(tensor.is_inference() for tensor in tensors):  # such a tensor counts no versions
-        return compute()
-    key = (settings, *((tensor.data_ptr(), tensor._version, tensor.device) for tensor in tensors))
-    kept: tuple[Any, T] | None = module.__dict__.get(name)
-    if kept is None or kept[0] != key:
-        kept = module.__dict__[name] = (key, compute())
-    return kept[1]
+def forget_constants(model: nn.Module) -> None:
+    """Let every layer compute anew what it keeps: what is written through `.data` goes unseen otherwise."""
+    for module in model.modules():
+        forget(module)
 
 
 def base_product(module: Any, lora_a: Tensor) -> Tensor:
-    """Return W0·Aᵀ, (out, r), through the base layer's own forward pass."""
+    """Return W0·Aᵀ, (out, r); through the base layer's own forward pass where its weight is packed."""
+    weight = module.get_base_layer().weight
+    if weight.is_floating_point():  # a bias that is added and taken off again would drown it in bfloat16
+        return base_weight(module) @ lora_a.to(weight.dtype).T
     product, bias = _through_base(module, lora_a), getattr(module.get_base_layer(), "bias", None)
     return product.T if bias is None else (product - bias).T
 
@@ -118,7 +109,7 @@ def base_row_norm_squared(module: Any) -> Tensor:
         matrix = base_weight(module)
         return matrix.to(torch.promote_types(matrix.dtype, torch.float32)).square().sum(dim=1)
 
-    return _kept(module, _BASE_NORM, [module.get_base_layer().weight], None, squared)
+    return kept(module, _BASE_NORM, [module.get_base_layer().weight], None, squared)
 
 
 def base_weight(module: Any) -> Tensor:

@@ -40,10 +40,11 @@ class OrthogonalityRegularizer:
         total = []
         for module, adapter, gram in self._layers:
             a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-            value, gradient_a, gradient_b = orthogonality(base_weight(module), gram, a, b, module.scaling[adapter])
+            factors = a.to(gram.dtype), b.to(gram.dtype)
+            value, gradient_a, gradient_b = orthogonality(base_weight(module), gram, *factors, module.scaling[adapter])
             total.append(value)
             for parameter, gradient in ((a, gradient_a), (b, gradient_b)):
-                step = gradient * (weight / len(self._layers))
+                step = (gradient * (weight / len(self._layers))).to(parameter.dtype)
                 parameter.grad = step if parameter.grad is None else parameter.grad.add_(step)
         return torch.stack(total).mean()
 

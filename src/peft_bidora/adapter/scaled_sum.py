@@ -27,6 +27,7 @@ def scaled_sum(
         scaling: s.
     """
     dtype = base.dtype
+    base = base.contiguous()  # here, since a second derivative goes through inputs of the function alone
     output: Tensor = _ScaledSum.apply(base, x.to(dtype), lora_a.to(dtype), lora_b.to(dtype), scale, bias, scaling)  # type: ignore[no-untyped-call]
     return output
 
@@ -68,7 +69,6 @@ class _ScaledSum(torch.autograd.Function):
         factor = scale.to(base.dtype)
         shift = shift_of(factor, None if bias is None else bias.to(base.dtype))
         inner = x @ lora_a.T
-        base = base.contiguous()
         scaled = base * factor if shift is None else torch.addcmul(shift, base, factor)
         add_low_rank(scaled, inner, folded(lora_b, factor, scaling))
         ctx.scaling = scaling

@@ -21,9 +21,10 @@ from peft_bidora.recipe.schema import Recipe
 RECIPE, MANIFEST, METRICS, TASK = "recipe.yaml", "manifest.json", "metrics.json", "task.json"
 SECONDS = "seconds.json"
 DEFAULT_CURE = "Put it back from a copy, or train anew with --overwrite"
-# What a run writes; the manifest, which makes the folder a run, is the last to go and the first to come.
+# What a run writes; the metrics, which mark it as finished, are the first to go, and the manifest, which makes the
+# folder a run, is the last to go and the first to come.
 WRITTEN = (
-    *("search", "retrain", "adapter", "model", METRICS, TASK, RECIPE),
+    *(METRICS, "search", "retrain", "adapter", "model", TASK, RECIPE),
     *("metrics.jsonl", "predictions.jsonl", SECONDS, MANIFEST),
 )
 BEFORE_A_RUN = (LOCK, f"{MANIFEST}.partial")  # what a process leaves that is killed before it has begun
@@ -96,7 +97,6 @@ def begin(prepared: Prepared) -> dict[str, Any]:
         "rows": {name: len(part) for name, part in rows.parts.items()},
     }
     write_json(recipe.output / MANIFEST, manifest)
-    write_text(recipe.output / RECIPE, dump_recipe(recipe))
     task = {
         "name": rows.task.name,
         "state": rows.task.state(),
@@ -105,6 +105,7 @@ def begin(prepared: Prepared) -> dict[str, Any]:
         "max_length": prepared.max_length,
     }
     write_json(recipe.output / TASK, task)
+    write_text(recipe.output / RECIPE, dump_recipe(recipe))  # the last: without it a run is not resumed
     return manifest
 
 

@@ -3,12 +3,24 @@
 import math
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from peft_bidora.errors import RecipeError
 
 HYPERGRADIENTS = ("auto", "finite-difference", "one-sided", "exact", "first-order", "pbgd-free")
 XI_OF_LOWER, XI_OF_ADAM = "lower-learning-rate", "adam"
+_SCHEDULES = tuple(each.value for each in SchedulerType)
+_UPPER_SCHEDULES = tuple(name for name in _SCHEDULES if name != "reduce_lr_on_plateau")  # which needs an evaluation
+# What is read only once the search is over: what is expected, from which value up.
+_RETRAIN_LEAST = {
+    "per_device_train_batch_size": ("a whole number from 1 up", 1),
+    "gradient_accumulation_steps": ("a whole number from 1 up", 1),
+    "learning_rate": ("a finite number from 0 up", 0),
+    "num_train_epochs": ("a finite number from 0 up", 0),
+    "max_grad_norm": ("a finite number from 0 up", 0),
+    "weight_decay": ("a finite number from 0 up", 0),
+    "warmup_steps": ("a finite number from 0 up", 0),
+}
 
 
 @dataclass
@@ -17,6 +29,7 @@ class BiDoRAArguments(TrainingArguments):
 
     Args:
         logging_nan_inf_filter: Trainer's, but False: a loss that is not finite ends the run instead of hiding.
+        restore_callback_states_from_checkpoint: Trainer's, but True: a patience of early stopping is resumed too.
         upper_learning_rate: of the magnitudes; 4 to 10 times `learning_rate` works, 0 leaves them as they are.
         upper_weight_decay: of the magnitudes; decay pulls the adapted weight towards zero.
         upper_lr_scheduler_type: a transformers scheduler, over the upper steps.
@@ -37,6 +50,7 @@ class BiDoRAArguments(TrainingArguments):
     """
 
     logging_nan_inf_filter: bool = False
+    restore_callback_states_from_checkpoint: bool = True
     upper_learning_rate: float = 2e-2
     upper_weight_decay: float = 0.0
     upper_lr_scheduler_type: str = "constant"
@@ -94,6 +108,25 @@ class BiDoRAArguments(TrainingArguments):
                     "adamw_torch or adamw_torch_fused, whose response xi=adam is",
                     self.xi != XI_OF_ADAM or self.optim in ("adamw_torch", "adamw_torch_fused"),
                 ),
+                (
+                    "upper_lr_scheduler_type",
+                    f"one of {', '.join(_UPPER_SCHEDULES)}",
+                    self.upper_lr_scheduler_type in _UPPER_SCHEDULES,
+                ),
+                (
+                    "retrain_lr_scheduler_type",
+                    f"one of {', '.join(_SCHEDULES)}, or None",
+                    self.retrain_lr_scheduler_type in (None, *_SCHEDULES),
+                ),
+                (
+                    "retrain_max_steps",
+                    "a whole number from 1 up, -1 to count epochs, or None",
+                    self.retrain_max_steps in (None, -1) or self.retrain_max_steps >= 1,
+                ),
+                *(
+                    (f"retrain_{name}", f"{expected}, or None", _is_least(getattr(self, f"retrain_{name}"), least))
+                    for name, (expected, least) in _RETRAIN_LEAST.items()
+                ),
             )
             if not valid
         ]
@@ -133,3 +166,7 @@ def estimator_for(hypergradient: str, *, bfloat16: bool) -> str:
 
 def _is_finite(value: float | str) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_least(value: float | None, least: int) -> bool:
+    return value is None or least <= value < math.inf

@@ -84,6 +84,7 @@ class BilevelMixin(_AnyTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Make the schedules of both levels; in the search phase the upper level starts anew."""
         if self.phase == "search":
+            _refuse_reentrant_checkpoints(self.model)
             self._upper = self._new_upper_level(num_training_steps)
             self._lower_losses = []
             gamma = self.args.orthogonality
@@ -220,3 +221,15 @@ def _require_eager_attention(model: nn.Module) -> None:
             f"hypergradient=exact differentiates twice, which the attention {implementation!r} does not support."
             ' Load the model with attn_implementation="eager", or use finite-difference.'
         )
+
+
+def _refuse_reentrant_checkpoints(model: nn.Module) -> None:
+    """What such a checkpoint holds is out of reach of `torch.autograd.grad`: the hypergradient would be zero."""
+    for module in model.modules():
+        function = getattr(module, "_gradient_checkpointing_func", None)
+        reentrant = getattr(function, "keywords", {}).get("use_reentrant", True)
+        if function is not None and getattr(module, "gradient_checkpointing", False) and reentrant is not False:
+            raise ModelError(
+                "activation checkpointing with use_reentrant=True hides the magnitudes from the upper level. Set"
+                ' activation_checkpointing_kwargs={"use_reentrant": False}.'
+            )

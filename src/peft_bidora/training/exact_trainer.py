@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from peft_bidora.adapter.attach import use_closed_form
+from peft_bidora.adapter.layer import forget_constants
 from peft_bidora.bilevel.randomness import preserved_random_state
 from peft_bidora.errors import NonFiniteError
 from peft_bidora.training.checkpoint import last_whole_checkpoint, read_state
@@ -65,6 +66,7 @@ class ExactTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as Trainer does; the loss of a model that generates text is the mean over all label tokens."""
         self._evaluated = []
+        forget_constants(self.model)  # averaged weights, say, are written past the counters that the layers trust
         try:
             output: EvalLoopOutput = super().evaluation_loop(*args, **kwargs)
             if self._evaluated and output.metrics is not None:
@@ -112,6 +114,12 @@ class ExactTrainer(Trainer):
         with preserved_random_state():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Predict as Trainer does; a callback may, and the generators that training draws from stay as they were."""
+        with preserved_random_state():
+            output: PredictionOutput = super().predict(*args, **kwargs)
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does.

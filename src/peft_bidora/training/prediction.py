@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from peft_bidora.adapter.layer import forget_constants
 from peft_bidora.data.examples import Examples
 from peft_bidora.tasks.task import Task
 
@@ -35,6 +36,7 @@ def predict(
     columns, collate = task.encode(examples, tokenizer, max_length), task.collator(tokenizer)
     device = next(model.parameters()).device
     model.eval()
+    forget_constants(model)
     # Rows of like length need little padding; the longest first, so that memory runs out at once or not at all.
     order = sorted(range(len(examples)), key=lambda row: len(columns["input_ids"][row]), reverse=True)
     predictions: list[Any] = [None] * len(examples)

@@ -19,13 +19,13 @@ from peft_bidora.adapter.parameters import require_gradient, restore, snapshot
 from peft_bidora.errors import CheckpointError
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.bilevel_mixin import BilevelMixin
-from peft_bidora.training.checkpoint import checkpoint_step, last_whole_checkpoint, read_state
+from peft_bidora.training.checkpoint import STATE, checkpoint_step, last_whole_checkpoint, read_state
 from peft_bidora.training.exact_trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
 
 INITIAL_DIRECTION_NAME = "initial_direction.safetensors"
-ENDED_NAME = "ended.json"  # the step at which the search ended
+ENDED_NAME = "ended.json"  # the step at which the search ended, and its whole log
 
 
 class BiDoRATrainer(BilevelMixin, ExactTrainer):
@@ -66,7 +66,7 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
             if retrain is None:
                 self._search(search, output / "search", kwargs)
             elif searched := last_whole_checkpoint(output / "search"):
-                self._keep_logs("search", read_state(searched))
+                self._keep_logs("search", _with_whole_log(read_state(searched), output / "search"))
             self._enter("retrain", _retrain_arguments(self._search_args, output / "retrain"))
             self.train_dataset = _concatenate(lower_dataset, self.upper_dataset)
             result = super().train(resume_from_checkpoint=str(retrain) if retrain else None, **kwargs)
@@ -89,9 +89,9 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
         initial = _load_direction(initial_path)
         super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         self._keep_logs("search", self.state)
-        if not (folder / f"checkpoint-{self.state.global_step}").is_dir():
+        if not (folder / f"checkpoint-{self.state.global_step}" / STATE).is_file():  # which is written last
             self._save_checkpoint(self.model, None)
-        ended_path.write_text(json.dumps({"step": self.state.global_step}), encoding="utf-8")
+        _write_ended(ended_path, self.state)
         if self._search_args.retrain_from == "initial":
             restore(direction, initial)
 
@@ -110,9 +110,13 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
 
     def _is_last(self, checkpoint: Path) -> bool:
         """Return whether a phase ended at a checkpoint; a callback may have stopped the search before its last step."""
-        ended_path = checkpoint.parent / ENDED_NAME
-        stopped = ended_path.is_file() and json.loads(ended_path.read_text(encoding="utf-8"))["step"]
-        return super()._is_last(checkpoint) or stopped == checkpoint_step(checkpoint)
+        return super()._is_last(checkpoint) or _read_ended(checkpoint.parent)["step"] == checkpoint_step(checkpoint)
+
+    def _take_over(self, checkpoint: Path) -> TrainOutput:
+        """Take over what was logged after the checkpoint too."""
+        output = super()._take_over(checkpoint)
+        self.state = _with_whole_log(self.state, checkpoint.parent)
+        return output
 
     def _keep_logs(self, phase: str, state: TrainerState) -> None:
         self.log_history += [{"phase": phase, **entry} for entry in state.log_history]
@@ -134,6 +138,28 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
         if search is None and retrain is None:
             logger.warning("There is no whole checkpoint in %s: the run starts from the beginning.", output)
         return search, retrain
+
+
+def _write_ended(path: Path, state: TrainerState) -> None:
+    """Say that the search ended; a kill leaves all of the file or none."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"step": state.global_step, "log_history": state.log_history}), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _read_ended(folder: Path) -> dict[str, Any]:
+    """Return the step at which the search ended and its log; the step is None where it has not."""
+    path = folder / ENDED_NAME
+    ended: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"step": None}
+    return ended
+
+
+def _with_whole_log(state: TrainerState, folder: Path) -> TrainerState:
+    """Return the state of the last checkpoint with what was logged after it: an evaluation at an epoch's end, say."""
+    ended = _read_ended(folder)
+    if ended["step"] == state.global_step:
+        state.log_history = ended.get("log_history", state.log_history)
+    return state
 
 
 def _load_direction(path: Path) -> dict[str, Tensor]:
