@@ -114,7 +114,11 @@ def base_row_norm_squared(module: Any) -> Tensor:
 
 def base_weight(module: Any) -> Tensor:
     """Return W0 as (out, in), whatever way round the layer stores it."""
-    weight: Tensor = dequantize_module_weight(module.get_base_layer()).detach()
+    base_layer = module.get_base_layer()
+    weight: Tensor = base_layer.weight
+    if type(weight) is not nn.Parameter or not weight.is_floating_point():
+        weight = dequantize_module_weight(base_layer)
+    weight = weight.detach()
     return weight.T if module.fan_in_fan_out else weight
 
 
