@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, default_data_collator
 
 from peft_bidora.adapter.layer import dora_layers
-from peft_bidora.errors import ModelError
+from peft_bidora.errors import ModelError, SplitError
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.bilevel_mixin import BilevelMixin
 
@@ -72,6 +72,9 @@ def test_what_would_go_round_the_levels_is_refused(make_adapted, make_rows, tmp_
     for name in ("train_dataset", "upper_dataset"):
         with pytest.raises(TypeError, match=f"{name}: expected rows that have a length"):
             make(adapted, **{name: Stream()})
+    rows = make_rows(8)
+    with pytest.raises(SplitError, match="upper_dataset is train_dataset"):
+        make(adapted, train_dataset=rows, upper_dataset=rows)
 
 
 def test_warm_up_in_steps_is_of_the_search_at_both_levels(make_adapted, make_rows, tmp_path) -> None:

@@ -40,7 +40,7 @@ class BilevelMixin(_AnyTrainer):
 
     Raises:
         TypeError: an argument of Trainer's that would go round the two levels: `model_init`, `optimizers`.
-        SplitError: there are no rows of the upper level.
+        SplitError: there are no rows of the upper level, or they are those of the lower one.
     """
 
     def __init__(self, *args: Any, upper_dataset: Dataset[Any] | None = None, **kwargs: Any) -> None:
@@ -58,7 +58,11 @@ class BilevelMixin(_AnyTrainer):
             raise SplitError(
                 "upper_dataset is empty; the upper level needs rows of its own. Raise data.upper_fraction."
             )
-        _sized("train_dataset", self.train_dataset)
+        if upper_dataset is _sized("train_dataset", self.train_dataset):
+            raise SplitError(
+                "upper_dataset is train_dataset; the upper level must read rows that the lower level never sees. Split"
+                " them, 80 to 20, say."
+            )
         if self.args.hypergradient == "exact":
             _require_eager_attention(self.model)
         use_closed_form(self.model)
