@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -559,7 +560,30 @@ def test_model_card_tells_data_metrics_settings_and_how_to_load(project: Project
     assert f"| accuracy | {metrics['test']['accuracy']['value']:.4f} |" in card
     for words in ("- lower: 43 rows", "method: lora", "from_pretrained('adapter', num_labels=3)", "transformers 5"):
         assert words in card
+    assert "labels = [" in card
     assert str(project.folder) not in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["method=bidora"], "directions, the upper one the magnitudes, the selection split chose the checkpoint."),
+        (["method=lora"], "were trained on together, the selection split chose the checkpoint."),
+        (["method=dora", "select_best=false"], "trained on together, the selection split was looked at alone."),
+        (["method=full", "select_best=false", "data.selection_fraction=0"], "were trained on together.\n"),
+    ],
+)
+def test_model_card_tells_what_each_split_was_used_for(
+    settings: list[str], words: str, project: Project, command: Run
+) -> None:
+    assert command("train", project.recipe, *settings).code == 0
+    folder = "model" if "method=full" in settings else "adapter"
+    assert words in (project.output / folder / "README.md").read_text()
+
+
+def test_what_the_hub_client_logs_is_written_once(project: Project, command: Run) -> None:
+    assert command("check", project.recipe).code == 0
+    assert not logging.getLogger("huggingface_hub").propagate
 
 
 def test_push_uploads_the_adapter_and_its_failure_keeps_the_run(

@@ -213,9 +213,11 @@ def _quiet_libraries() -> None:
     import logging
     import warnings
 
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
     transformers_logging.set_verbosity_error()
     # peft 0.21 asks a model for an attribute that transformers 5 deprecates.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -197,6 +197,14 @@ def restore(state: dict[str, Any]) -> Task:
     return made(tuple(state["label_names"]), None if weights is None else tuple(weights))
 
 
+def reading(state: dict[str, Any]) -> list[str]:
+    """Return the Python that names the class of a text, or those that apply to it, by the stock model."""
+    chosen = "predicted_label = labels[model(**inputs).logits[0].argmax()]"
+    if state.get("multi_label"):
+        chosen = "predicted_labels = [label for label, logit in zip(labels, model(**inputs).logits[0]) if logit > 0]"
+    return [f"labels = {state['label_names']!r}", 'inputs = tokenizer(["..."], return_tensors="pt")', chosen]
+
+
 def _refuse_numbers(train: Examples) -> None:
     """Raise DataError if the labels are fractions that hardly repeat: a cell of CSV does not say it is a number."""
     found = Counter(train.required_labels())
@@ -223,5 +231,6 @@ SEQUENCE_CLASSIFICATION = TaskKind(
     restore=restore,
     strata=lambda train: rarest_labels(train) if has_label_lists(train) else None,
     notes=sequence_notes,
+    reading=reading,
     encoding_notes=text_notes,
 )
