@@ -219,6 +219,7 @@ def _quiet_libraries() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # of a second, for each file of weights that is written
     # peft 0.21 asks a model for an attribute that transformers 5 deprecates.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
