@@ -582,8 +582,17 @@ def test_model_card_tells_what_each_split_was_used_for(
 
 
 def test_what_the_hub_client_logs_is_written_once(project: Project, command: Run) -> None:
+    logging.getLogger("huggingface_hub").propagate = True
     assert command("check", project.recipe).code == 0
     assert not logging.getLogger("huggingface_hub").propagate
+
+
+def test_no_bar_is_drawn_for_a_file_of_weights(lora_run: Project, command: Run, tmp_path: Path) -> None:
+    from transformers.utils.logging import enable_progress_bar
+
+    enable_progress_bar()
+    merged = command("merge", lora_run.output, "-o", tmp_path / "merged")
+    assert (merged.code, merged.err) == (0, "")
 
 
 def test_push_uploads_the_adapter_and_its_failure_keeps_the_run(
