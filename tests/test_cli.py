@@ -655,6 +655,29 @@ def test_merged_run_predicts_the_same_in_a_pipeline(
     assert command("merge", project.output, "-o", tmp_path / "merged", "--overwrite", "--dtype", "bfloat16").code == 0
 
 
+def test_merged_regression_tells_how_to_read_its_outputs(project: Project, command: Run, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    for name in ("train.jsonl", "test.jsonl"):
+        rows = [json.loads(line) for line in (project.folder / name).read_text().splitlines()]
+        project.write_rows(name, [{"text": row["text"], "label": 100.5 + index} for index, row in enumerate(rows)])
+    assert command("train", project.recipe, "task=regression", "method=lora").code == 0
+    merged = tmp_path / "merged"
+    report = json.loads(command("merge", project.output, "-o", merged, "--json").out)
+    assert json.loads((merged / "merge.json").read_text())["reading"] == report["reading"]
+    row = json.loads((project.output / "predictions.jsonl").read_text().splitlines()[0])
+    names: dict[str, Any] = {
+        "model": AutoModelForSequenceClassification.from_pretrained(merged),
+        "tokenizer": AutoTokenizer.from_pretrained(merged),
+    }
+    exec("\n".join(report["reading"]).replace('"..."', json.dumps(row["text"])), names)
+    # Merged weights round otherwise in float32.
+    assert names["prediction"].item() == pytest.approx(row["predicted_value"], rel=1e-5)
+    told = command("merge", project.output, "-o", merged, "--overwrite").out
+    assert "Read its predictions:\n" in told
+    assert all(f"  {line}\n" in told for line in report["reading"])
+
+
 def test_merge_never_replaces_what_no_merge_wrote(
     finished: Callable[[str], Project], command: Run, tmp_path: Path
 ) -> None:
