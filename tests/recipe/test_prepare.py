@@ -113,7 +113,7 @@ def test_faults_of_all_files_model_and_keys_are_told_at_once(
         prepare(load_recipe(path))
     told = "\n".join(caught.value.faults)
     for words in (
-        "train.jsonl: 1 row has an empty text", "test.jsonl has 'text'", "gone.jsonl does not exist",
+        "train.jsonl: 1 row has an empty text", "test.jsonl has no column 'label'", "gone.jsonl does not exist",
         "lower_steps=9", "report_to=tensorbord", "There are no upper rows", "data.max_length=99", "'querry'",
     ):  # fmt: skip
         assert words in told
