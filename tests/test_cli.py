@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -559,7 +560,39 @@ def test_model_card_tells_data_metrics_settings_and_how_to_load(project: Project
     assert f"| accuracy | {metrics['test']['accuracy']['value']:.4f} |" in card
     for words in ("- lower: 43 rows", "method: lora", "from_pretrained('adapter', num_labels=3)", "transformers 5"):
         assert words in card
+    assert "labels = [" in card
     assert str(project.folder) not in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["method=bidora"], "directions, the upper one the magnitudes, the selection split chose the checkpoint."),
+        (["method=lora"], "were trained on together, the selection split chose the checkpoint."),
+        (["method=dora", "select_best=false"], "trained on together, the selection split was looked at alone."),
+        (["method=full", "select_best=false", "data.selection_fraction=0"], "were trained on together.\n"),
+    ],
+)
+def test_model_card_tells_what_each_split_was_used_for(
+    settings: list[str], words: str, project: Project, command: Run
+) -> None:
+    assert command("train", project.recipe, *settings).code == 0
+    folder = "model" if "method=full" in settings else "adapter"
+    assert words in (project.output / folder / "README.md").read_text()
+
+
+def test_what_the_hub_client_logs_is_written_once(project: Project, command: Run) -> None:
+    logging.getLogger("huggingface_hub").propagate = True
+    assert command("check", project.recipe).code == 0
+    assert not logging.getLogger("huggingface_hub").propagate
+
+
+def test_no_bar_is_drawn_for_a_file_of_weights(lora_run: Project, command: Run, tmp_path: Path) -> None:
+    from transformers.utils.logging import enable_progress_bar
+
+    enable_progress_bar()
+    merged = command("merge", lora_run.output, "-o", tmp_path / "merged")
+    assert (merged.code, merged.err) == (0, "")
 
 
 def test_push_uploads_the_adapter_and_its_failure_keeps_the_run(
@@ -620,6 +653,29 @@ def test_merged_run_predicts_the_same_in_a_pipeline(
     again = command("merge", project.output, "-o", tmp_path / "merged")
     assert_faults(again, "exists already", "--overwrite")
     assert command("merge", project.output, "-o", tmp_path / "merged", "--overwrite", "--dtype", "bfloat16").code == 0
+
+
+def test_merged_regression_tells_how_to_read_its_outputs(project: Project, command: Run, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    for name in ("train.jsonl", "test.jsonl"):
+        rows = [json.loads(line) for line in (project.folder / name).read_text().splitlines()]
+        project.write_rows(name, [{"text": row["text"], "label": 100.5 + index} for index, row in enumerate(rows)])
+    assert command("train", project.recipe, "task=regression", "method=lora").code == 0
+    merged = tmp_path / "merged"
+    report = json.loads(command("merge", project.output, "-o", merged, "--json").out)
+    assert json.loads((merged / "merge.json").read_text())["reading"] == report["reading"]
+    row = json.loads((project.output / "predictions.jsonl").read_text().splitlines()[0])
+    names: dict[str, Any] = {
+        "model": AutoModelForSequenceClassification.from_pretrained(merged),
+        "tokenizer": AutoTokenizer.from_pretrained(merged),
+    }
+    exec("\n".join(report["reading"]).replace('"..."', json.dumps(row["text"])), names)
+    # Merged weights round otherwise in float32.
+    assert names["prediction"].item() == pytest.approx(row["predicted_value"], rel=1e-5)
+    told = command("merge", project.output, "-o", merged, "--overwrite").out
+    assert "Read its predictions:\n" in told
+    assert all(f"  {line}\n" in told for line in report["reading"])
 
 
 def test_merge_never_replaces_what_no_merge_wrote(

@@ -175,7 +175,7 @@ def merge(
     merged = merge_run(run, output, lora_rank=rank, dtype=dtype, overwrite=overwrite)
     if as_json:
         report = {"folder": str(merged.folder), "rows": merged.rows, "difference": merged.difference}
-        typer.echo(json.dumps({**report, "errors": merged.errors}, indent=2))
+        typer.echo(json.dumps({**report, "errors": merged.errors, "reading": merged.reading}, indent=2))
         return
     if merged.errors:
         table = Table("layer", "relative error")
@@ -184,6 +184,8 @@ def merge(
         console().print(table)
     typer.echo(f"{'LoRA adapter' if as_lora else 'merged weights'}  {merged.folder}")
     typer.echo(f"logits of {merged.rows} test rows differ by at most {merged.difference:.3g} from the run's")
+    if merged.reading:
+        typer.echo("\n".join(["", "Read its predictions:", *(f"  {line}" for line in merged.reading)]))
 
 
 def main() -> None:
@@ -213,10 +215,13 @@ def _quiet_libraries() -> None:
     import logging
     import warnings
 
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # of a second, for each file of weights that is written
     # peft 0.21 asks a model for an attribute that transformers 5 deprecates.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from peft_bidora.data.wording import counted, verb
+
 SHOWN_CLASSES = 20
 
 
@@ -90,10 +92,10 @@ def print_outlook(report: Mapping[str, Any]) -> None:
     if len(names) > SHOWN_CLASSES:
         table.add_row(f"{len(names) - SHOWN_CLASSES} more classes", *("" for _ in splits))
     console().print(table)
-    tokens = report["tokens"]
+    tokens, cut = report["tokens"], report["tokens"]["truncated_rows"]
     lines = {
         "tokens a row": f"median {tokens['median']:g}, 95 % up to {tokens['percentile_95']:g}, longest"
-        f" {tokens['longest']}; {tokens['truncated_rows']} rows are cut",
+        f" {tokens['longest']}; {counted(cut, 'row')} {verb(cut, 'is', 'are')} cut",
         "adapted modules": ", ".join(report["target_modules"]) or "none (all weights are trained)",
         "trainable parameters": f"{report['trainable_parameters']:,} of {report['parameters']:,}",
         "steps": _steps(report),

@@ -1,6 +1,6 @@
 import pytest
 
-from peft_bidora.data.columns import Columns, require_columns, resolve_columns
+from peft_bidora.data.columns import CLASSES, Columns, columns_of_other, require_columns, resolve_columns
 from peft_bidora.data.table import Table, table_of_rows
 from peft_bidora.errors import DataError
 
@@ -121,3 +121,14 @@ def test_columns_of_one_table_are_required_of_another() -> None:
     require_columns(table("text", "label"), Columns(("text",), "label"))
     with pytest.raises(DataError, match=r"data\.label names the column 'label', but train\.jsonl has 'text', 'labels'"):
         require_columns(table("text", "labels"), Columns(("text",), "label"))
+
+
+def test_columns_that_another_file_lacks_are_to_be_renamed_there() -> None:
+    with pytest.raises(DataError) as caught:
+        columns_of_other(table("txt", "kind"), Columns(("text",), "label"), CLASSES)
+    assert caught.value.faults == (
+        "train.jsonl has no column 'text', which the train file has for data.text; it has 'txt', 'kind'."
+        " Did you mean 'txt'? Rename the one that is meant.",
+        "train.jsonl has no column 'label', which the train file has for data.label; it has 'txt', 'kind'."
+        " Rename the one that is meant.",
+    )

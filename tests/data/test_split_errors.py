@@ -17,12 +17,12 @@ Build = Callable[..., Examples]
         (
             {"upper_fraction": 0.01},
             r"^data\.upper_fraction=0\.01 of 40 rows leaves 0 rows for the upper split; "
-            r"it needs at least one row a class \(3\)\. Raise data\.upper_fraction or add rows\.$",
+            r"it needs at least one row a class \(3\)\. Raise data\.upper_fraction to 0\.5 or add rows\.$",
         ),
         (
             {"upper_fraction": 0.1},
             r"leaves 4 rows for the upper split, 0 of the class 'c' \(which has 2 rows\); "
-            r"it needs at least one row a class \(3\)\. Raise data\.upper_fraction or add rows\.$",
+            r"it needs at least one row a class \(3\)\. Raise data\.upper_fraction to 0\.5 or add rows\.$",
         ),
         (
             {"upper_fraction": 0.9},
@@ -31,7 +31,7 @@ Build = Callable[..., Examples]
         (
             {"selection_fraction": 0.1},
             r"^data\.selection_fraction=0\.1 of 40 rows leaves 4 rows for the selection split, 0 of the class 'c'"
-            r".*Raise data\.selection_fraction or add rows\.$",
+            r".*Raise data\.selection_fraction to 0\.5 or add rows\.$",
         ),
         (
             {"selection_fraction": 0.9},
@@ -76,6 +76,21 @@ def test_the_limit_that_is_advised_is_enough(build: Build) -> None:
     assert lower.required_labels().count("b") == 1
 
 
+def test_the_fraction_that_is_advised_is_enough(build: Build) -> None:
+    examples = build(["a"] * 90 + ["b"] * 7, [*(str(row // 2) for row in range(90)), *"tuvwxyz"])
+    options: dict[str, Any] = {"upper_fraction": 0.2, "seed": 0}
+    with pytest.raises(SplitError, match=r"0 of the class 'b'.*Raise data\.selection_fraction to 0\.15 or add rows"):
+        make_splits(examples, **options, selection_fraction=0.05)
+    selection = examples.take(make_splits(examples, **options, selection_fraction=0.15).selection)
+    assert selection.required_labels().count("b") == 1
+
+
+def test_no_fraction_is_advised_where_groups_decide(build: Build) -> None:
+    examples = build(["a"] * 90 + ["b"] * 6, [*map(str, range(90)), *"wwwxxx"])
+    with pytest.raises(SplitError, match=r"Raise data\.selection_fraction or add rows\.$"):
+        make_splits(examples, selection_fraction=0.2, upper_fraction=0.0, seed=0)
+
+
 def test_a_class_of_one_row_needs_more_rows_and_no_higher_limit(build: Build) -> None:
     message = r"1 of the class 'b' \(which has 1 row\).*Add rows of 'b', or leave it out\.$"
     with pytest.raises(SplitError, match=message):
@@ -92,7 +107,7 @@ def test_classes_of_one_row_are_cured_by_rows_alone(build: Build, option: str) -
 
 def test_an_upper_split_too_small_under_a_limit_is_cured_by_the_limit(build: Build) -> None:
     with pytest.raises(
-        SplitError, match=r"of 10 rows leaves 0 rows.*Raise data\.upper_fraction or raise data\.max_train"
+        SplitError, match=r"of 10 rows leaves 0 rows.*Raise data\.upper_fraction to 0\.2 or raise data\.max_train"
     ):
         make_splits(build(["a", "b"] * 50), selection_fraction=0, upper_fraction=0.01, max_train_rows=10, seed=0)
 

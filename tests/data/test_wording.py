@@ -1,6 +1,6 @@
 import pytest
 
-from peft_bidora.data.wording import counted, listed, places, rows_have, suggestion
+from peft_bidora.data.wording import counted, listed, places, rows_have, suggestion, verb
 
 
 def test_names_are_quoted_and_a_long_list_is_cut_and_counted() -> None:
@@ -26,6 +26,7 @@ def test_places_show_the_first_five_and_count_the_rest(numbers: list[int], expec
 def test_one_is_singular_and_none_is_plural() -> None:
     assert (counted(1, "row"), counted(0, "row"), counted(2, "row")) == ("1 row", "0 rows", "2 rows")
     assert (rows_have(1), rows_have(2)) == ("1 row has", "2 rows have")
+    assert [verb(count, "is", "are") for count in (0, 1, 2)] == ["are", "is", "are"]
 
 
 def test_the_nearest_name_is_suggested_and_a_far_one_is_not() -> None:

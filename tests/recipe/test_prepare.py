@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from peft_bidora.errors import BiDoRAError, DataError, RecipeError
+from peft_bidora.errors import BiDoRAError, DataError, ModelError, RecipeError
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.prepare import prepare, read_rows
 from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
@@ -45,7 +45,7 @@ def test_fraction_that_is_set_stands_before_a_file_of_the_folder(
 
 
 def test_selection_file_and_fraction_together_are_refused(make_recipe: Callable[..., Path]) -> None:
-    with pytest.raises(RecipeError, match="selection and selection_fraction are both set"):
+    with pytest.raises(RecipeError, match=r"are both set.*or set data\.selection_fraction=0"):
         load_recipe(make_recipe(data__selection="test.jsonl", data__selection_fraction=0.1))
 
 
@@ -113,7 +113,7 @@ def test_faults_of_all_files_model_and_keys_are_told_at_once(
         prepare(load_recipe(path))
     told = "\n".join(caught.value.faults)
     for words in (
-        "train.jsonl: 1 row has an empty text", "test.jsonl has 'text'", "gone.jsonl does not exist",
+        "train.jsonl: 1 row has an empty text", "test.jsonl has no column 'label'", "gone.jsonl does not exist",
         "lower_steps=9", "report_to=tensorbord", "There are no upper rows", "data.max_length=99", "'querry'",
     ):  # fmt: skip
         assert words in told
@@ -131,3 +131,22 @@ def test_faults_of_the_test_file_are_told_beside_a_train_file_that_is_gone(
     with pytest.raises(DataError) as caught:
         read_rows(load_recipe(path, ["data.label=null"]), SEQUENCE_CLASSIFICATION)
     assert len(caught.value.faults) == 1
+
+
+def test_one_row_that_repeats_is_told_in_the_singular(make_recipe: Callable[..., Path]) -> None:
+    values = rows_of(30, 29, 30)
+    notes = read_rows(load_recipe(make_recipe(values)), SEQUENCE_CLASSIFICATION).notes
+    assert any(note.startswith("1 row of") and "repeats another one" in note for note in notes)
+
+
+def test_hub_that_gives_no_configuration_is_not_asked_for_the_tokenizer(
+    make_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(source: str) -> Any:
+        raise ModelError(f"{source} cannot be fetched.")
+
+    monkeypatch.setattr("peft_bidora.recipe.prepare.load_config", offline)
+    monkeypatch.setattr("peft_bidora.recipe.prepare.load_tokenizer", offline)
+    with pytest.raises(ModelError) as caught:
+        prepare(load_recipe(make_recipe(model="owner/name")))
+    assert caught.value.faults == ("owner/name cannot be fetched.",)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from glue_folders import write_glue
 
 from peft_bidora.data.source import read_table
 from peft_bidora.errors import DataError
@@ -52,6 +53,28 @@ def test_test_file_beside_the_train_file_is_named(tmp_path: Path) -> None:
     write(tmp_path / "test.jsonl", [CLASSES])
     text, _ = suggest_recipe(str(write(tmp_path / "train.jsonl", [CLASSES])))
     assert yaml.safe_load(text)["data"]["test"] == str(tmp_path / "test.jsonl")
+
+
+def test_validation_file_beside_the_train_file_chooses_the_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path / "dev.jsonl", [CLASSES])
+    text, _ = suggest_recipe(str(write(tmp_path / "train.jsonl", [CLASSES])))
+    data = yaml.safe_load(text)["data"]
+    assert (data["selection"], data["test_fraction"]) == (str(tmp_path / "dev.jsonl"), 0.2)
+    assert "selection" not in yaml.safe_load(suggest_recipe(str(tmp_path))[0])["data"]  # a folder is read whole
+
+
+def test_validation_file_of_a_glue_task_stands_for_its_hidden_test_rows(tmp_path: Path) -> None:
+    folder = write_glue(tmp_path, "RTE")
+    data = yaml.safe_load(suggest_recipe(str(folder / "train.tsv"))[0])["data"]
+    assert data["test"] == str(folder / "dev.tsv")
+    assert "selection" not in data
+
+
+@pytest.mark.parametrize(("name", "output"), [("train.jsonl", "news"), ("Train.jsonl", "news"), ("a.jsonl", "a")])
+def test_output_is_named_after_what_tells_data_apart(name: str, output: str, tmp_path: Path) -> None:
+    (tmp_path / "news").mkdir()
+    text, _ = suggest_recipe(str(write(tmp_path / "news" / name, [CLASSES])))
+    assert yaml.safe_load(text)["output"] == f"runs/{output}"
 
 
 def test_proteins_are_recognised_by_their_letters(tmp_path: Path) -> None:

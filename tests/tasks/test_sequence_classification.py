@@ -1,13 +1,16 @@
 """The loss, the encoding and the prediction rows of a classification."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from peft_bidora.errors import RecipeError
+from peft_bidora.tasks.multi_label import MultiLabelClassification
 from peft_bidora.tasks.registry import find_task
-from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION, SequenceClassification
+from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION, SequenceClassification, reading
 
 TASK = SequenceClassification(("no", "yes"))
 loss = SequenceClassification(("a", "b", "c")).loss
@@ -67,3 +70,29 @@ def test_task_is_found_by_its_name() -> None:
 def test_unknown_task_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"task=sequence-classificaton.*Did you mean 'sequence-classification'\?"):
         find_task("sequence-classificaton")
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "expected"),
+    [
+        (SequenceClassification, "predicted_label", "it's"),
+        (MultiLabelClassification, "predicted_labels", ["no", "it's"]),
+    ],
+)
+def test_reading_lines_name_the_classes_from_stock_logits(made: Any, name: str, expected: object) -> None:
+    class Model:
+        logits = torch.tensor([[0.5, -1.0, 2.0]])
+
+        def __call__(self, **_: object) -> "Model":
+            return self
+
+    names = {"tokenizer": lambda texts, return_tensors: {}, "model": Model()}
+    exec("\n".join(reading(made(("no", "yes", "it's")).state(), 1)), names)
+    assert names[name] == expected
+
+
+def test_reading_lines_of_a_pair_give_the_tokenizer_both_texts() -> None:
+    encode = reading(TASK.state(), 2)[1]
+    names: dict[str, Any] = {"tokenizer": lambda *texts, return_tensors: texts}
+    exec(encode, names)
+    assert names["inputs"] == (["..."], ["..."])

@@ -111,7 +111,14 @@ def columns_of_other(table: Table, columns: Columns, layout: Layout) -> Columns:
     if columns.label in layout.label_aliases and columns.label not in table.columns and len(found) == 1:
         columns = replace(columns, label=found[0])
     columns = replace(columns, group=None)
-    require_columns(table, columns)
+    faults = [
+        f"{table.source} has no column {column!r}, which the train file has for {key}; it has {listed(table.columns)}."
+        f"{suggestion(column, table.columns)} Rename the one that is meant."
+        for key, column in columns.named()
+        if column not in table.columns
+    ]
+    if faults:
+        raise DataError(*faults)
     return columns
 
 

@@ -136,12 +136,24 @@ def _cut(pool: _Pool, name: str, fraction: float, seed: int, cure: str = "add ro
         key = f"data.{name}_fraction"
         cause = f"{key}={fraction} of {counted(len(pool.rows), 'row')}"
         if name != "test":
-            _require_classes(pool, held_out, 1, cause, f"the {name} split", f"Raise {key} or {cure}.")
+            _require_classes(
+                pool, held_out, 1, cause, f"the {name} split", f"Raise {key}{_enough(pool, held_out)} or {cure}."
+            )
         elif not held_out.rows:
             raise SplitError(f"{cause} leaves 0 rows for the test split; it needs at least one. Raise {key} or {cure}.")
         rest = "the lower split" if name == "upper" else "training"
         _require_classes(pool, kept, 1, cause, rest, f"Lower {key} or {cure}.")
     return kept, held_out
+
+
+def _enough(pool: _Pool, held_out: _Pool) -> str:
+    """Return ` to F`, the least of the hundredths that holds out a row of each class; "" where groups decide it."""
+    sizes, groups, has = pool.sizes(), _group_counts(pool), held_out.sizes()
+    short = [name for name in sizes if not has[name]]
+    if any(groups[name] < sizes[name] for name in short):
+        return ""
+    least = math.ceil(Fraction(100, min((sizes[name] for name in short), default=1)))  # floor(F · size) >= 1
+    return f" to {least / 100:g}"
 
 
 def _limit(pool: _Pool, max_train_rows: int | None, seed: int) -> _Pool:

@@ -26,7 +26,12 @@ def counted(count: int, unit: str) -> str:
 
 def rows_have(count: int) -> str:
     """Return `1 row has` or `3 rows have`."""
-    return f"{counted(count, 'row')} {'has' if count == 1 else 'have'}"
+    return f"{counted(count, 'row')} {verb(count, 'has', 'have')}"
+
+
+def verb(count: int, one: str, many: str) -> str:
+    """Return the verb that agrees with a count."""
+    return one if count == 1 else many
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

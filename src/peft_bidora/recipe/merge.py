@@ -35,12 +35,14 @@ class Merged:
         rows: test rows on which the logits were compared.
         difference: the largest absolute difference of a logit.
         errors: of a LoRA adapter, the relative error of the change of each layer's weight; empty for merged weights.
+        reading: the Python that gets a prediction, in the user's unit, out of its `model` and `tokenizer`.
     """
 
     folder: Path
     rows: int
     difference: float
     errors: dict[str, float]
+    reading: list[str]
 
 
 def merge(
@@ -77,6 +79,7 @@ def merge(
     else:
         merged = merge_adapter(model, lambda module: _logits(module, batch), TOLERANCE).to(getattr(torch, dtype))
     difference = (_logits(merged.eval(), batch) - expected).abs().max().item()
+    reading = run.kind.reading(run.task.state(), len(run.columns.text))
     with _written_whole(output) as folder:
         if lora_rank is None:
             merged.save_pretrained(folder)
@@ -84,10 +87,9 @@ def merge(
             save_adapter(merged, folder)
         run.tokenizer.save_pretrained(folder)
         files = sorted(path.name for path in folder.iterdir())
-        write_json(
-            folder / RECORD, {"run": str(run_folder), "difference": difference, "errors": errors, "files": files}
-        )
-    return Merged(output, len(batch["input_ids"]), difference, errors)
+        record = {"run": str(run_folder), "difference": difference, "errors": errors, "reading": reading}
+        write_json(folder / RECORD, {**record, "files": files})
+    return Merged(output, len(batch["input_ids"]), difference, errors, reading)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Container
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from peft_bidora.data.columns import Columns, Layout, columns_of_other, resolve_columns
@@ -10,7 +11,7 @@ from peft_bidora.data.repeats import conflicting, duplicates, overlap
 from peft_bidora.data.source import read_table
 from peft_bidora.data.split import make_splits, split_hash
 from peft_bidora.data.table import Table
-from peft_bidora.data.wording import counted, suggestion
+from peft_bidora.data.wording import counted, suggestion, verb
 from peft_bidora.errors import DataError, Faults, RecipeError
 from peft_bidora.recipe.checks import check_trackers, check_upper_steps, check_vocabulary
 from peft_bidora.recipe.files import data_files, with_glue_defaults
@@ -79,7 +80,9 @@ def prepare(recipe: Recipe) -> Prepared:
     kind = faults.check(find_task, recipe.task)
     source = faults.check(resolve_model, recipe.model)
     config = source and faults.check(load_config, source)
-    tokenizer = source and faults.check(load_tokenizer, source)
+    # A hub that did not give the one is not asked for the other: each asking may take a minute.
+    asked = source if config or (source and Path(source).is_dir()) else None
+    tokenizer = asked and faults.check(load_tokenizer, asked)
     tokenizer = faults.check(kind.tokenizer, tokenizer) if kind and tokenizer else None
     rows = faults.check(read_rows, recipe, kind, tokenizer, config) if kind and settled else None
     targets = kind and config and faults.check(_targets, recipe, kind, config)
@@ -217,12 +220,16 @@ def _repeat_notes(kind: TaskKind, train: Examples, parts: dict[str, Examples]) -
     notes = []
     if repeated := duplicates(train):
         fate = "repeats stay in one split" if train.groups is None else "repeats in other groups may be in other splits"
-        notes.append(f"{repeated} rows of {train.source} repeat another one; {fate}.")
+        notes.append(
+            f"{counted(repeated, 'row')} of {train.source} {verb(repeated, 'repeats', 'repeat')} another one; {fate}."
+        )
     if kind.strata(train) is None and (contradictory := conflicting(train)):
-        notes.append(f"{contradictory} texts of {train.source} occur with more than one label.")
+        occur = verb(contradictory, "occurs", "occur")
+        notes.append(f"{counted(contradictory, 'text')} of {train.source} {occur} with more than one label.")
     for held_out, others, where, effect in SHARED:
         if shared := overlap([parts[name] for name in others], parts[held_out]):
-            notes.append(f"{shared} {held_out} rows also stand among the {where} rows: {effect}.")
+            stand = verb(shared, "stands", "stand")
+            notes.append(f"{counted(shared, f'{held_out} row')} also {stand} among the {where} rows: {effect}.")
     return notes
 
 

@@ -101,7 +101,10 @@ class DataSection(Section):
     def _one_of_file_and_fraction(self) -> "DataSection":
         for name in ("test", "selection"):
             if getattr(self, name) is not None and getattr(self, f"{name}_fraction"):
-                raise ValueError(f"{name} and {name}_fraction are both set; expected one of them. Remove the other")
+                raise ValueError(
+                    f"{name} and {name}_fraction are both set; expected one of them. Remove the other, or set"
+                    f" data.{name}_fraction=0"
+                )
         return self
 
 

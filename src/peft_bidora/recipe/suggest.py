@@ -9,7 +9,7 @@ from peft_bidora.data.arrow import saved_splits
 from peft_bidora.data.columns import LABEL_NAMES
 from peft_bidora.data.faults import Fault, is_empty
 from peft_bidora.data.fields import name_of
-from peft_bidora.data.glue import glue_of_hub
+from peft_bidora.data.glue import glue_of_hub, labelled_test
 from peft_bidora.data.residues import read_residues
 from peft_bidora.data.source import find_split_files, read_table
 from peft_bidora.data.table import Table
@@ -51,7 +51,7 @@ def suggest_recipe(data: str) -> tuple[str, str]:
     """
     table = read_table(data)
     task, hints = recognise(table)
-    name = Path(data).stem or "data"
+    name = _run_name(Path(data))
     lines = [*_split_lines(data), *(f"  {key}: {value}" for key, value in hints.items())]
     encoder = "facebook/esm2_t6_8M_UR50D" if "sequences" in hints else "builtin:minilm"
     model = "gpt2" if task == "text-generation" else encoder
@@ -90,8 +90,14 @@ def recognise(table: Table) -> tuple[str, dict[str, Any]]:
     return task, hints
 
 
+def _run_name(path: Path) -> str:
+    """Return the name of the data; that of their folder where the file is only called after its split."""
+    generic = path.stem.lower() in ("train", "training", "data")
+    return (path.resolve().parent.name if generic else path.stem) or "data"
+
+
 def _split_lines(data: str) -> list[str]:
-    """Name a test file beside the train file, else cut test rows."""
+    """Name the test and validation files beside the train file; cut test rows if there are none."""
     if glue_of_hub(data) and not Path(data).exists():
         return []
     folder = Path(data) if Path(data).is_dir() else Path(data).parent
@@ -101,9 +107,16 @@ def _split_lines(data: str) -> list[str]:
         found = {}
     if Path(data).is_dir() and "test" in (*found, *saved_splits(folder)):
         return []
-    if "test" in found and found["test"] != Path(data):
-        return [f"  test: {json.dumps(str(found['test']), ensure_ascii=False)}"]
-    return ["  test_fraction: 0.2  # or name a file as test"]
+    scored, _, hidden = labelled_test(str(folder))
+    if hidden:  # the validation rows stand for the test rows, and cannot choose the checkpoint too
+        found = {"test": Path(scored)}
+    named = {
+        key: json.dumps(str(found[split]), ensure_ascii=False)
+        for key, split in (("test", "test"), ("selection", "validation"))
+        if folder != Path(data) and split in found and found[split] != Path(data)
+    }
+    lines = [f"  {key}: {path}" for key, path in named.items()]
+    return lines if "test" in named else ["  test_fraction: 0.2  # or name a file as test", *lines]
 
 
 def _has(table: Table, names: Iterable[str]) -> bool:

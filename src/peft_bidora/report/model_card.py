@@ -54,7 +54,7 @@ On {{ rows.test }} test rows that were read once, at the end; 95 % bootstrap int
 {% for name, count in rows.items() -%}
 - {{ name }}: {{ count }} rows, sha256 {{ splits[name][:16] }}
 {% endfor %}
-The lower split trained the directions, the upper one the magnitudes, the selection split chose the checkpoint.
+{{ use_of_splits }}
 
 ## Settings
 
@@ -98,6 +98,7 @@ def write_model_card(run_folder: Path) -> Path:
             line.replace(repr(str(path)), repr(recipe.push_to_hub or path.name)) for line in metrics["loading_lines"]
         ],
         splits=manifest["split_sha256"],
+        use_of_splits=_use_of_splits(recipe, metrics["rows"]),
         recipe=dump_recipe(_without_paths(recipe)),
         versions=manifest["versions"],
     )
@@ -135,6 +136,16 @@ def _read(run_folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
         json.loads((run_folder / name).read_text(encoding="utf-8")) for name in (folder.METRICS, folder.MANIFEST)
     )
     return Recipe.model_validate({**values, "output": run_folder}), metrics, manifest
+
+
+def _use_of_splits(recipe: Recipe, rows: dict[str, int]) -> str:
+    if recipe.method == "bidora":
+        use = "The lower split trained the directions, the upper one the magnitudes"
+    else:
+        use = "The lower and the upper split were trained on together"
+    if not rows["selection"]:
+        return f"{use}."
+    return f"{use}, the selection split {'chose the checkpoint' if recipe.select_best else 'was looked at alone'}."
 
 
 def _base(recipe: Recipe) -> str:

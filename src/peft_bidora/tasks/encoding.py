@@ -25,3 +25,9 @@ def padding_collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], Any]:
 
     collate: Callable[[list[dict[str, Any]]], Any] = DataCollatorWithPadding(tokenizer)
     return collate
+
+
+def text_reading(texts: int) -> str:
+    """Return the Python that encodes a row of one text, or of two, by the stock tokenizer."""
+    sides = ", ".join(['["..."]'] * texts)
+    return f'inputs = tokenizer({sides}, return_tensors="pt")'

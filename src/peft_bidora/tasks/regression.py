@@ -11,7 +11,7 @@ from peft_bidora.data.examples import Examples
 from peft_bidora.data.targets import read_number
 from peft_bidora.errors import DataError
 from peft_bidora.tasks.base_model import load_weights, sequence_classifier
-from peft_bidora.tasks.encoding import encode_texts, padding_collator
+from peft_bidora.tasks.encoding import encode_texts, padding_collator, text_reading
 from peft_bidora.tasks.logits import at_least_float32, forward
 from peft_bidora.tasks.protein import sequence_layout, sequence_notes
 from peft_bidora.tasks.regression_metrics import regression_scores
@@ -147,10 +147,10 @@ def quantile_bins(examples: Examples) -> list[str]:
     return [str(int(place)) for place in BINS * middle / len(middle)]
 
 
-def reading(state: dict[str, Any]) -> list[str]:
+def reading(state: dict[str, Any], texts: int) -> list[str]:
     """Return the Python that turns the logits of the stock model into the user's unit."""
     return [
-        'inputs = tokenizer(["..."], return_tensors="pt")',
+        text_reading(texts),
         f"mean, standard_deviation = {state['mean']!r}, {state['standard_deviation']!r}",
         "prediction = mean + standard_deviation * model(**inputs).logits[:, 0]",
     ]

@@ -16,7 +16,7 @@ from peft_bidora.errors import DataError
 from peft_bidora.tasks.base_model import load_weights, sequence_classifier
 from peft_bidora.tasks.calibration import calibration_cells, calibration_error, resampled_calibration_error
 from peft_bidora.tasks.class_weights import class_weights
-from peft_bidora.tasks.encoding import encode_texts, padding_collator
+from peft_bidora.tasks.encoding import encode_texts, padding_collator, text_reading
 from peft_bidora.tasks.logits import at_least_float32, forward
 from peft_bidora.tasks.metrics import (
     Confusion,
@@ -197,6 +197,14 @@ def restore(state: dict[str, Any]) -> Task:
     return made(tuple(state["label_names"]), None if weights is None else tuple(weights))
 
 
+def reading(state: dict[str, Any], texts: int) -> list[str]:
+    """Return the Python that names the class of a text, or those that apply to it, by the stock model."""
+    chosen = "predicted_label = labels[model(**inputs).logits[0].argmax()]"
+    if state.get("multi_label"):
+        chosen = "predicted_labels = [label for label, logit in zip(labels, model(**inputs).logits[0]) if logit > 0]"
+    return [f"labels = {state['label_names']!r}", text_reading(texts), chosen]
+
+
 def _refuse_numbers(train: Examples) -> None:
     """Raise DataError if the labels are fractions that hardly repeat: a cell of CSV does not say it is a number."""
     found = Counter(train.required_labels())
@@ -223,5 +231,6 @@ SEQUENCE_CLASSIFICATION = TaskKind(
     restore=restore,
     strata=lambda train: rarest_labels(train) if has_label_lists(train) else None,
     notes=sequence_notes,
+    reading=reading,
     encoding_notes=text_notes,
 )
