@@ -20,8 +20,11 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A worker for each core, with one thread each: threads that wait for each other's cores spin.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
+
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/pytest -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
