@@ -148,9 +148,8 @@ def value_function_free_gradient(problem: BilevelProblem, *, penalty: float) -> 
         penalty: γ, the weight of the lower loss; the larger, the less V follows L_val.
     """
     with _generators_restored_on_error():
-        count = len(problem.direction)
-        upper_loss, gradient = loss_and_gradient(problem.upper_losses, (*problem.direction, *problem.magnitude))
-        lower, direct = tuple(part / penalty for part in gradient[:count]), gradient[count:]
+        upper_loss, of_direction, direct = _upper_gradients(problem)
+        lower = tuple(part / penalty for part in of_direction)
         return UpperGradient(direct, direct, tuple(torch.zeros_like(part) for part in direct), upper_loss, lower)
 
 
@@ -165,12 +164,17 @@ def default_radius(dtype: torch.dtype) -> float:
 
 def _upper_pass(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return L_val, v and ∂L_val/∂M."""
-    count = len(problem.direction)
-    upper_loss, gradient = loss_and_gradient(problem.upper_losses, (*problem.direction, *problem.magnitude))
-    vector = gradient[:count]
+    upper_loss, vector, direct = _upper_gradients(problem)
     if problem.response is not None:
         vector = tuple(scale * part for scale, part in zip(problem.response, vector, strict=True))
-    return upper_loss, vector, gradient[count:]
+    return upper_loss, vector, direct
+
+
+def _upper_gradients(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return L_val, ∂L_val/∂V and ∂L_val/∂M."""
+    count = len(problem.direction)
+    upper_loss, gradient = loss_and_gradient(problem.upper_losses, (*problem.direction, *problem.magnitude))
+    return upper_loss, gradient[:count], gradient[count:]
 
 
 def _step_size(vector: Sequence[Tensor], radius: float) -> Tensor:
