@@ -15,6 +15,7 @@ from peft_bidora.tasks.completions import (
     fit_causal,
     learned_separator,
     pad_right,
+    prompt_reading,
 )
 
 END, START = 0, 2
@@ -85,6 +86,31 @@ def test_chat_is_written_by_its_template_alone(make_tokenizer, chat_template) ->
     tokenizer = make_tokenizer(chat_template, start=True)
     found = encoded(tokenizer, examples(((((("user", "say"),)),), ("fox",))))
     assert found == [("<user>say\n<assistant>", "fox<end>")]
+
+
+@pytest.mark.parametrize("prompt", ["say fox", ("say fox", "cat"), ((("user", "say fox"),),)])
+@pytest.mark.parametrize("start", [False, True])  # with a start, it puts an end behind every text too
+@pytest.mark.parametrize("drops_newlines", [False, True])
+@pytest.mark.parametrize("encoder_decoder", [False, True])
+def test_reading_lines_give_the_ids_that_the_model_was_trained_on(
+    prompt: Any, start: bool, drops_newlines: bool, encoder_decoder: bool, make_tokenizer, chat_template
+) -> None:
+    from tokenizers import normalizers
+
+    tokenizer = make_tokenizer(chat_template, start=start)
+    if drops_newlines:
+        tokenizer.backend_tokenizer.normalizer = normalizers.Strip()
+    rows = examples((prompt, None))
+    expected = (encode_pairs(rows, tokenizer, 99) if encoder_decoder else encode_causal(rows, tokenizer, "\n", 99, 0))[
+        "input_ids"
+    ][0]
+    line = prompt_reading(rows.texts[0], tokenizer, "" if encoder_decoder else "\n", encoder_decoder)
+    names = {"tokenizer": tokenizer}
+    texts = iter(["say fox", "cat"])
+    while "..." in line:
+        line = line.replace("...", next(texts), 1)
+    exec(line, names)
+    assert names["inputs"]["input_ids"][0].tolist() == expected
 
 
 def test_rows_without_references_are_prompts_alone(make_tokenizer) -> None:

@@ -117,7 +117,7 @@ def test_reading_lines_give_the_users_unit_from_stock_logits() -> None:
             return self
 
     names = {"tokenizer": lambda texts, return_tensors: {}, "model": Model()}
-    exec("\n".join(reading(TASK.state(), 1)), names)
+    exec("\n".join(reading(TASK.state(), ("a",), None)), names)
     assert names["prediction"] == torch.tensor([12.0])
 
 

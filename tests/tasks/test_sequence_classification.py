@@ -87,12 +87,12 @@ def test_reading_lines_name_the_classes_from_stock_logits(made: Any, name: str, 
             return self
 
     names = {"tokenizer": lambda texts, return_tensors: {}, "model": Model()}
-    exec("\n".join(reading(made(("no", "yes", "it's")).state(), 1)), names)
+    exec("\n".join(reading(made(("no", "yes", "it's")).state(), ("a",), None)), names)
     assert names[name] == expected
 
 
 def test_reading_lines_of_a_pair_give_the_tokenizer_both_texts() -> None:
-    encode = reading(TASK.state(), 2)[1]
+    encode = reading(TASK.state(), ("a", "b"), None)[1]
     names: dict[str, Any] = {"tokenizer": lambda *texts, return_tensors: texts}
     exec(encode, names)
     assert names["inputs"] == (["..."], ["..."])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from peft_bidora.adapter.attach import AdapterOptions, attach_adapter, head_modules
 from peft_bidora.adapter.export import convert_to_lora, merge_adapter, save_adapter
+from peft_bidora.data.examples import Examples
 from peft_bidora.data.source import read_table
 from peft_bidora.errors import AdapterError, RecipeError
 from peft_bidora.recipe.finished import FinishedRun, load_trained, read_run, tabulated
@@ -69,7 +70,8 @@ def merge(
         raise AdapterError(f"{run_folder} was trained in full: its weights in {run_folder / 'model'} need no merging.")
     if run.recipe.method == "lora" and lora_rank is not None:
         raise AdapterError(f"{run_folder} was trained by lora: its adapter in {run_folder / 'adapter'} is one already.")
-    batch = _batch(run)
+    examples = _first_rows(run)
+    batch = _batch(run, examples)
     model = load_trained(run).eval()
     expected = _logits(model, batch)
     errors: dict[str, float] = {}
@@ -79,7 +81,7 @@ def merge(
     else:
         merged = merge_adapter(model, lambda module: _logits(module, batch), TOLERANCE).to(getattr(torch, dtype))
     difference = (_logits(merged.eval(), batch) - expected).abs().max().item()
-    reading = run.kind.reading(run.task.state(), len(run.columns.text))
+    reading = run.kind.reading(run.task.state(), examples.texts[0], run.tokenizer)
     with _written_whole(output) as folder:
         if lora_rank is None:
             merged.save_pretrained(folder)
@@ -114,10 +116,13 @@ def _lora_model(run: FinishedRun, model: Any, rank: int) -> Any:
     return attach_adapter(base, options, use_dora=False, task_type=run.task.peft_type, head=head_modules(base))
 
 
-def _batch(run: FinishedRun) -> dict[str, Any]:
-    """Return the first test rows of the run as one batch."""
+def _first_rows(run: FinishedRun) -> Examples:
+    """Return the first test rows of the run."""
     examples = tabulated(run, read_table(run.recipe.output / "predictions.jsonl"))
-    examples = examples.take(range(min(ROWS, len(examples))))
+    return examples.take(range(min(ROWS, len(examples))))
+
+
+def _batch(run: FinishedRun, examples: Examples) -> dict[str, Any]:
     columns = run.task.encode(examples, run.tokenizer, run.max_length)
     rows = [{name: values[row] for name, values in columns.items()} for row in range(len(examples))]
     return dict(run.task.collator(run.tokenizer)(rows))

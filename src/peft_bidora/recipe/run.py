@@ -211,7 +211,8 @@ def loading_lines(prepared: Prepared) -> list[str]:
         arguments = [repr(path), *(f"{name}={value!r}" for name, value in options.items())]
         load = f"model = {auto_class}.from_pretrained({', '.join(arguments)})"
     tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({path!r})"
-    return [*imports, load, tokenizer, *prepared.kind.reading(task.state(), len(prepared.rows.columns.text))]
+    some_row = prepared.rows.parts["lower"].texts[0]
+    return [*imports, load, tokenizer, *prepared.kind.reading(task.state(), some_row, prepared.tokenizer)]
 
 
 def _parameters(trainer: ExactTrainer) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """From prompts and completions to token ids and labels, and from rows of them to batches."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ def causal_pieces(examples: Examples, tokenizer: Any, separator: str) -> list[Pi
     """
     end = end_of_text(tokenizer)
     start = _start(tokenizer)
-    mark = [] if not separator or _keeps(tokenizer, separator) else [end]
+    mark = _mark(tokenizer, separator)
     prompts = _ids(tokenizer, [_prompt_text(tokenizer, texts, separator) for texts in examples.texts])
     completions = _ids(tokenizer, completion_texts(examples, tokenizer))
     pieces = []
@@ -122,6 +123,31 @@ def completion_texts(examples: Examples, tokenizer: Any) -> list[str]:
     ]
 
 
+def prompt_reading(texts: tuple[Any, ...], tokenizer: Any, separator: str, encoder_decoder: bool) -> str:
+    """Return the Python that makes `inputs` of a prompt as a model was trained on it, by the stock tokenizer.
+
+    Args:
+        texts: of some row, which say whether a prompt is messages, one text or two.
+        tokenizer: of the model.
+        separator: between prompt and completion of a causal model.
+        encoder_decoder: whether the prompt is read by an encoder.
+    """
+    if is_chat(texts):
+        prompt = (
+            'tokenizer.apply_chat_template([{"role": "user", "content": "..."}], add_generation_prompt=True,'
+            " tokenize=False)"
+        )
+        plain = "" if encoder_decoder else ", add_special_tokens=False"  # the template writes them
+        return f'inputs = tokenizer({prompt}{plain}, return_tensors="pt")'
+    prompt, plain = NEWLINE.join(["..."] * len(texts)) + separator, ""
+    if not encoder_decoder:
+        prompt += tokenizer.decode(_mark(tokenizer, separator))
+        start = _start(tokenizer)
+        if tokenizer("a")["input_ids"] != start + _ids(tokenizer, ["a"])[0]:  # it would end the prompt too
+            prompt, plain = tokenizer.decode(start) + prompt, ", add_special_tokens=False"
+    return f'inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}{plain}, return_tensors="pt")'
+
+
 def pad_right(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """Return the function that pads encoded rows on the right, where no position shifts, to the longest of a batch."""
     import torch
@@ -174,7 +200,7 @@ def _start(tokenizer: Any) -> list[int]:
     return next((marked[:at] for at in range(len(marked)) if plain and marked[at : at + len(plain)] == plain), [])
 
 
-def _keeps(tokenizer: Any, separator: str) -> bool:
-    """Return whether the tokenizer tells a text with the separator behind it from the text alone."""
-    alone, marked = _ids(tokenizer, ["a", "a" + separator])
-    return alone != marked
+def _mark(tokenizer: Any, separator: str) -> list[int]:
+    """Return what stands for a separator that the tokenizer drops: the end-of-text token; else nothing."""
+    alone, separated = _ids(tokenizer, ["a", "a" + separator])
+    return [end_of_text(tokenizer)] if separator and alone == separated else []

@@ -27,7 +27,7 @@ def padding_collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], Any]:
     return collate
 
 
-def text_reading(texts: int) -> str:
+def text_reading(texts: tuple[Any, ...]) -> str:
     """Return the Python that encodes a row of one text, or of two, by the stock tokenizer."""
-    sides = ", ".join(['["..."]'] * texts)
+    sides = ", ".join(['["..."]'] * len(texts))
     return f'inputs = tokenizer({sides}, return_tensors="pt")'

@@ -147,7 +147,7 @@ def quantile_bins(examples: Examples) -> list[str]:
     return [str(int(place)) for place in BINS * middle / len(middle)]
 
 
-def reading(state: dict[str, Any], texts: int) -> list[str]:
+def reading(state: dict[str, Any], texts: tuple[Any, ...], _tokenizer: Any) -> list[str]:
     """Return the Python that turns the logits of the stock model into the user's unit."""
     return [
         text_reading(texts),

@@ -197,7 +197,7 @@ def restore(state: dict[str, Any]) -> Task:
     return made(tuple(state["label_names"]), None if weights is None else tuple(weights))
 
 
-def reading(state: dict[str, Any], texts: int) -> list[str]:
+def reading(state: dict[str, Any], texts: tuple[Any, ...], _tokenizer: Any) -> list[str]:
     """Return the Python that names the class of a text, or those that apply to it, by the stock model."""
     chosen = "predicted_label = labels[model(**inputs).logits[0].argmax()]"
     if state.get("multi_label"):

@@ -119,8 +119,8 @@ class TaskKind:
         strata: what a split keeps in proportion; None where the labels are classes and each split needs every one.
         arrange: turns a table of another shape into one with a text and a label column.
         notes: tokenizer and train rows -> what a user should know and may be content with.
-        reading: what `Task.state` returned, texts of a row -> Python that gets a prediction out of the stock `model`
-            and `tokenizer`.
+        reading: what `Task.state` returned, the texts of some row, tokenizer -> Python that gets a prediction out of
+            the stock `model` and `tokenizer`.
         encoding_notes: task, tokenizer, most tokens of a row, name and rows of a split -> the same of its encoding.
         learned: rows of the train file -> the rows that are learned from; a row may become several.
         scored: rows of a selection or test split -> the rows that are scored; several may become one.
@@ -135,7 +135,7 @@ class TaskKind:
     strata: Callable[[Examples], list[str] | None] = lambda _: None
     arrange: Callable[[Table], Table] = lambda table: table
     notes: Callable[[TaskOptions, Any, Examples], list[str]] = lambda *_: []
-    reading: Callable[[dict[str, Any], int], list[str]] = lambda *_: []
+    reading: Callable[[dict[str, Any], tuple[Any, ...], Any], list[str]] = lambda *_: []
     encoding_notes: Callable[[Task, Any, int, str, Examples], list[str]] = lambda *_: []
     learned: Callable[[Examples], Examples] = lambda examples: examples
     scored: Callable[[Examples], Examples] = lambda examples: examples

@@ -8,7 +8,7 @@ import numpy as np
 
 from peft_bidora.data.examples import Examples
 from peft_bidora.tasks.base_model import load_weights
-from peft_bidora.tasks.completions import encode_causal, encode_pairs, learned_separator, pad_right
+from peft_bidora.tasks.completions import encode_causal, encode_pairs, learned_separator, pad_right, prompt_reading
 from peft_bidora.tasks.prompts import one_row_a_prompt, one_row_a_reference, prompt_layout, split_messages
 from peft_bidora.tasks.task import Array, Columns, TaskKind, TaskOptions
 from peft_bidora.tasks.text_metrics import Summable, perplexity, resample, signatures, text_metrics
@@ -134,6 +134,18 @@ def fit(options: TaskOptions, train: Examples, lower: Examples) -> TextGeneratio
     return TextGeneration(options.encoder_decoder, separator, dict(options.generation), options.seed)
 
 
+def reading(state: dict[str, Any], texts: tuple[Any, ...], tokenizer: Any) -> list[str]:
+    """Return the Python that writes the text for a prompt by the stock model."""
+    task = TextGeneration(**state)
+    settings = "".join(f", {name}={value!r}" for name, value in task.generation.items())
+    written = "written[0]" if task.encoder_decoder else 'written[0, inputs["input_ids"].shape[1] :]'
+    return [
+        prompt_reading(texts, tokenizer, task.separator, task.encoder_decoder),
+        f"written = model.generate(**inputs{settings}, eos_token_id=tokenizer.eos_token_id)",
+        f"predicted_text = tokenizer.decode({written}, skip_special_tokens=True).strip()",
+    ]
+
+
 def _auto_class(encoder_decoder: bool) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -148,6 +160,7 @@ TEXT_GENERATION = TaskKind(
     restore=lambda state: TextGeneration(**state),
     strata=lambda examples: [""] * len(examples),
     arrange=split_messages,
+    reading=reading,
     encoding_notes=lambda task, *encoding: cut_notes(task.separator, task.reserved, task.encoder_decoder, *encoding),
     learned=one_row_a_reference,
     scored=one_row_a_prompt,

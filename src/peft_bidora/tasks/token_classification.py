@@ -234,7 +234,7 @@ def restore(state: dict[str, Any]) -> TokenClassification:
     )
 
 
-def reading(state: dict[str, Any], _texts: int) -> list[str]:
+def reading(state: dict[str, Any], _texts: tuple[Any, ...], _tokenizer: Any) -> list[str]:
     """Return the Python that tags words by the stock model; the tag of a word is that of its first token."""
     return [
         f"tags = {state['label_names']!r}",
