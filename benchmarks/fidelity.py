@@ -1,6 +1,6 @@
 """Compare every estimator with the exact mixed product on a real encoder with dropout 0.1.
 
-    python benchmarks/fidelity.py --data-dir DIR       DIR/train.jsonl has `sentence` and `label`
+    python benchmarks/fidelity.py --data-dir DIR       of DIR/trec6
 
 Cosine and norm ratio of the implicit term, in float32 and under bfloat16 autocast, over several batches; and the same
 with unpaired dropout masks, the fault of the published release.
@@ -108,7 +108,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, list[tuple[Any, Any]]]:
     """Return an adapted encoder after a few lower steps, in training mode, and pairs of batches."""
     source = resolve_model("builtin:minilm")
     tokenizer = load_tokenizer(source)
-    table = read_table(options.data_dir / "train.jsonl")
+    table = read_table(options.data_dir / "trec6" / "train.jsonl")
     examples = read_examples(table, resolve_columns(table, None, None)[0])
     names = label_names(examples)
     base = SequenceClassification(tuple(names)).load_model(source, tokenizer, attention="eager")

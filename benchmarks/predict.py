@@ -1,7 +1,7 @@
 """Measure `predict`: memory against the number of rows, and rows a second against transformers' own pipeline.
 
     python benchmarks/predict.py memory                     a million lines against a thousand, by a tiny random model
-    python benchmarks/predict.py speed --data-dir DIR       DIR/test.jsonl and DIR/train.jsonl have `sentence`
+    python benchmarks/predict.py speed --data-dir DIR       of DIR/trec6
 
 Memory is the peak of resident memory of a process of its own, in MiB. Speed runs both on one model in turns: predict
 reads a file and writes one; the pipeline gets a list of texts, and what it makes of them stays in memory. The pipeline
@@ -69,7 +69,7 @@ def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from peft_bidora.recipe.finished import load_trained, read_run
     from peft_bidora.recipe.predict import predict_file
 
-    files = [options.data_dir / f"{name}.jsonl" for name in ("test", "train")]
+    files = [options.data_dir / "trec6" / f"{name}.jsonl" for name in ("test", "train")]
     rows = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
     rows = rows[: options.limit]
     labelled = [{"text": row["sentence"], "label": str(row["label"])} for row in rows]

@@ -343,6 +343,26 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+def test_training_into_a_file_says_how_far_it_is(project: Project, command: Run) -> None:
+    result = command("train", project.recipe)
+    lines = [line for line in result.err.splitlines() if not line.startswith("note: ")]
+    assert [line.partition(":")[0] for line in lines] == [
+        f"{phase} step {step} of 4" for phase in ("search", "retrain") for step in (2, 4)
+    ]
+    assert all(", selection loss " in line and ", selection accuracy " in line for line in lines)
+    assert "\033" not in result.err
+
+
+def test_training_into_a_file_without_a_selection_split_tells_its_loss(project: Project, command: Run) -> None:
+    project.values["data"]["selection_fraction"] = 0
+    project.values |= {"method": "lora", "logging_steps": 2, "select_best": False}
+    project.write()
+    result = command("train", project.recipe)
+    assert result.code == 0, result.err
+    lines = [line for line in result.err.splitlines() if line.startswith("retrain")]
+    assert [line.partition(": loss ")[0] for line in lines] == ["retrain step 2 of 4", "retrain step 4 of 4"]
+
+
 def test_output_in_ascii_escapes_what_it_lacks(project: Project) -> None:
     named = {"fruit": "früit", "tool": "töol", "bird": "bird"}
     for name, words in (("train.jsonl", TRAIN_WORDS), ("test.jsonl", TEST_WORDS)):

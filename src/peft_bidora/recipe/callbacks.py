@@ -1,5 +1,6 @@
-"""What a run adds to the training loop: a progress bar, a clock that outlives a kill, a last evaluation."""
+"""What a run adds to the training loop: a bar or lines of progress, a clock that outlives a kill, a last evaluation."""
 
+import sys
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,6 +24,25 @@ class PhaseProgress(ProgressCallback):  # type: ignore[misc]  # transformers is 
         """Show the loss at the bar's end."""
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix({"loss": f"{logs['loss']:.3f}"})
+
+
+class ProgressLines(TrainerCallback):  # type: ignore[misc]  # as above
+    """Write a line on standard error for each evaluation, or for each logging interval where there is none.
+
+    It stands for the bar where standard error is a file or a pipe.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write the step, the training loss and what was measured on the selection rows."""
+        logged = [entry for entry in state.log_history if "loss" in entry]
+        measured = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+        if not logged or (not measured if args.eval_strategy != "no" else "loss" not in logs):
+            return
+        speed = ("runtime", "samples_per_second", "steps_per_second")
+        figures = [f"loss {logged[-1]['loss']:.4f}"]
+        figures += [f"selection {name} {value:.4f}" for name, value in measured.items() if name not in speed]
+        phase = Path(args.output_dir).name
+        sys.stderr.write(f"{phase} step {state.global_step} of {state.max_steps}: {', '.join(figures)}\n")
 
 
 class EvaluateLastStep(TrainerCallback):  # type: ignore[misc]  # as above

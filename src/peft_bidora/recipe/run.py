@@ -11,7 +11,7 @@ from peft_bidora.adapter.attach import attach_adapter, head_modules
 from peft_bidora.adapter.export import save_adapter
 from peft_bidora.data.examples import Examples
 from peft_bidora.recipe import folder
-from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, Stopwatch
+from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, ProgressLines, Stopwatch
 from peft_bidora.recipe.memory import peak_memory_bytes
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
 from peft_bidora.recipe.output import disk_faults, held
@@ -110,8 +110,7 @@ def make_trainer(prepared: Prepared) -> ExactTrainer:
         trainer = ExactTrainer(args=args, train_dataset=_training_rows(parts), **shared)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(EvaluateLastStep())
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(PhaseProgress())
+    trainer.add_callback(ProgressLines() if trainer.pop_callback(ProgressCallback) is None else PhaseProgress())
     return trainer
 
 
