@@ -1,6 +1,6 @@
 import pytest
 
-from peft_bidora.data.wording import counted, listed, places, rows_have, suggestion, verb
+from peft_bidora.data.wording import counted, listed, listed_columns, places, rows_have, suggestion, verb
 
 
 def test_names_are_quoted_and_a_long_list_is_cut_and_counted() -> None:
@@ -32,3 +32,19 @@ def test_one_is_singular_and_none_is_plural() -> None:
 def test_the_nearest_name_is_suggested_and_a_far_one_is_not() -> None:
     assert suggestion("lable", ["text", "label"]) == " Did you mean 'label'?"
     assert suggestion("xyz", ["text", "label"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("text", "a;b"), "'text', 'a;b'"),
+        (("text",), "'text'"),
+        (
+            ("text;label",),
+            "'text;label' (cells are separated by commas in a .csv, by tabs in a .tsv, and not by ';')",
+        ),
+        (("a\tb",), r"'a\tb' (cells are separated by commas in a .csv, by tabs in a .tsv, and not by '\t')"),
+    ],
+)
+def test_one_column_with_a_separator_in_its_name_is_told_to_be_several(columns: tuple[str, ...], expected: str) -> None:
+    assert listed_columns(columns) == expected

@@ -85,5 +85,5 @@ def test_proteins_are_recognised_by_their_letters(tmp_path: Path) -> None:
 
 
 def test_file_that_tells_no_task_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has the columns a, b; expected a label, tokens, messages"):
+    with pytest.raises(DataError, match=r"has the columns 'a', 'b'; expected a label, tokens, messages"):
         suggest_recipe(str(write(tmp_path / "rows.jsonl", [{"a": 1, "b": 2}])))

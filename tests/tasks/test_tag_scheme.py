@@ -173,3 +173,8 @@ def test_tags_of_a_scheme_are_complete_for_each_type() -> None:
     assert scheme_tags(["O", "I-y", "B-x"], "IOB2") == ["O", "B-x", "I-x", "B-y", "I-y"]
     assert scheme_tags(["S-x"], "BIOES") == ["O", "B-x", "I-x", "E-x", "S-x"]
     assert scheme_tags(["B", "O"], "IOB1") == ["O", "B", "I"]
+
+
+def test_tags_of_another_scheme_are_told_as_such_with_their_places() -> None:
+    with pytest.raises(DataError, match=r"in IOB2, .* by 'B-', 'I-'; found 'S-x' \(line 10, word 2: S-x\)"):
+        check_scheme(examples(["O S-x O"]), "IOB2")

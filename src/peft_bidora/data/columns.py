@@ -7,7 +7,7 @@ from typing import Any
 from peft_bidora.data.faults import Fault, is_empty
 from peft_bidora.data.fields import FieldReader, read_class, read_text
 from peft_bidora.data.table import Table
-from peft_bidora.data.wording import listed, suggestion
+from peft_bidora.data.wording import listed, listed_columns, suggestion
 from peft_bidora.errors import DataError
 
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "y")
@@ -112,7 +112,8 @@ def columns_of_other(table: Table, columns: Columns, layout: Layout) -> Columns:
         columns = replace(columns, label=found[0])
     columns = replace(columns, group=None)
     faults = [
-        f"{table.source} has no column {column!r}, which the train file has for {key}; it has {listed(table.columns)}."
+        f"{table.source} has no column {column!r}, which the train file has for {key}; it has"
+        f" {listed_columns(table.columns)}."
         f"{suggestion(column, table.columns)} Rename the one that is meant."
         for key, column in columns.named()
         if column not in table.columns
@@ -135,7 +136,7 @@ def require_columns(table: Table, columns: Columns) -> None:
 
 def _missing_faults(table: Table, named: Iterable[tuple[str, str]]) -> list[str]:
     return [
-        f"{key} names the column {column!r}, but {table.source} has {listed(table.columns)}."
+        f"{key} names the column {column!r}, but {table.source} has {listed_columns(table.columns)}."
         f"{suggestion(column, table.columns)} Correct {key}."
         for key, column in named
         if column not in table.columns
@@ -180,7 +181,7 @@ def _holds_texts(table: Table, layout: Layout, column: str) -> bool:
 
 
 def _doubt(table: Table, key: str, why: str) -> str:
-    return f"{key} is not set, and of the columns of {table.source} ({listed(table.columns)}) {why}. Set {key}."
+    return f"{key} is not set, and of the columns of {table.source} ({listed_columns(table.columns)}) {why}. Set {key}."
 
 
 def _guess_sentence(table: Table, key: str, columns: Sequence[str]) -> str:

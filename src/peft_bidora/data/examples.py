@@ -8,7 +8,7 @@ from peft_bidora.data.columns import CLASSES, Columns, Layout, require_columns
 from peft_bidora.data.faults import Fault, is_empty
 from peft_bidora.data.fields import FieldReader, read_group
 from peft_bidora.data.table import Row, Table, Unit
-from peft_bidora.data.wording import listed, places, rows_have
+from peft_bidora.data.wording import listed, listed_columns, places, rows_have
 from peft_bidora.errors import DataError
 
 
@@ -78,8 +78,8 @@ def read_examples(table: Table, columns: Columns, layout: Layout = CLASSES, *, r
         columns = replace(columns, label=None)
     elif columns.label is None:
         raise DataError(
-            f"{table.source} needs a label column; it has {listed(table.columns)}, none of them sure to be one. "
-            "Set data.label."
+            f"{table.source} needs a label column; it has {listed_columns(table.columns)}, none of them sure to be one."
+            " Set data.label."
         )
     require_columns(table, columns)
     faults = _Faults(table)

@@ -5,12 +5,20 @@ from difflib import get_close_matches
 
 SHOWN_NAMES = 20
 SHOWN_PLACES = 5
+SEPARATORS = ";\t|,"
 
 
 def listed(names: Iterable[str]) -> str:
     """Return the names in quotes: `'text', 'label'`; a long list is cut short and counted."""
     quoted = [repr(name) for name in names]
     return ", ".join(quoted[:SHOWN_NAMES]) + _and_more(len(quoted) - SHOWN_NAMES)
+
+
+def listed_columns(columns: Sequence[str]) -> str:
+    """Return the names in quotes; a single one that holds a separator is told to be several."""
+    separator = next((mark for mark in SEPARATORS if mark in columns[0]), None) if len(columns) == 1 else None
+    hint = f" (cells are separated by commas in a .csv, by tabs in a .tsv, and not by {separator!r})"
+    return listed(columns) + (hint if separator else "")
 
 
 def places(unit: str, numbers: Sequence[int]) -> str:

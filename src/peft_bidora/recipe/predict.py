@@ -11,7 +11,7 @@ from peft_bidora.data.columns import Columns, Layout
 from peft_bidora.data.examples import Examples, read_examples
 from peft_bidora.data.stream import Chunks, open_chunks
 from peft_bidora.data.table import Table
-from peft_bidora.data.wording import listed, suggestion
+from peft_bidora.data.wording import listed_columns, suggestion
 from peft_bidora.data.writers import WRITERS, RowWriter
 from peft_bidora.errors import DataError, RecipeError
 from peft_bidora.recipe.finished import FinishedRun, load_trained, predict_with, read_run
@@ -120,7 +120,7 @@ def _unlabelled(run: FinishedRun, table: Table, layout: Layout) -> Examples:
         raise DataError(
             *(
                 f"{table.source} has no column {column!r}, from which the run reads its text; it has "
-                f"{listed(table.columns)}.{suggestion(column, table.columns)} Rename the one that is meant."
+                f"{listed_columns(table.columns)}.{suggestion(column, table.columns)} Rename the one that is meant."
                 for column in missing
             )
         )

@@ -14,6 +14,7 @@ from peft_bidora.data.residues import read_residues
 from peft_bidora.data.source import find_split_files, read_table
 from peft_bidora.data.table import Table
 from peft_bidora.data.targets import read_number
+from peft_bidora.data.wording import listed_columns
 from peft_bidora.data.words import WORDS
 from peft_bidora.errors import DataError
 from peft_bidora.tasks.prompts import COMPLETION_NAMES, MESSAGES, PROMPT_NAMES
@@ -79,7 +80,7 @@ def recognise(table: Table) -> tuple[str, dict[str, Any]]:
     label = next((name for name in (*LABEL_NAMES, "score") if name in table.columns), None)
     if label is None:
         raise DataError(
-            f"{table.source} has the columns {', '.join(table.columns)}; expected a label, tokens, messages, or a"
+            f"{table.source} has the columns {listed_columns(table.columns)}; expected a label, tokens, messages, or a"
             " prompt with its completion. Rename a column, or write the recipe by hand."
         )
     values = [row[label] for row in table.rows if not is_empty(row.get(label))]

@@ -59,10 +59,18 @@ def check_scheme(examples: Examples, scheme: Scheme) -> None:
     """Check that the rows keep to a scheme but for slips.
 
     Raises:
-        DataError: more than one entity in five breaks it; the first lines and words are named.
+        DataError: there are tags of another scheme, or more than one entity in five breaks this one; the first lines
+            and words are named.
     """
     if scheme == "plain" or examples.labels is None:
         return
+    tags = set(chain.from_iterable(examples.labels))
+    if foreign := {tag for tag in tags if ENTITY_TAG.fullmatch(tag) and tag[0] not in PREFIXES[scheme]}:
+        raise DataError(
+            f"{examples.source}: expected tags in {scheme}, the scheme of the train rows, which marks entities by"
+            f" {listed([f'{prefix}-' for prefix in PREFIXES[scheme]])}; found {listed(sorted(foreign))}"
+            f" ({_shown(_places(examples, foreign))}). Bring all files into one scheme: IOB1, IOB2 or BIOES."
+        )
     breaks = list(broken(examples, scheme))
     total = sum(len(entities(tags)) for tags in examples.labels)
     if len(breaks) > MOST_BROKEN * total:
@@ -123,16 +131,21 @@ def _continues(before: str, tag: str | None, prefixes: str) -> bool:
 def _refuse_strange(examples: Examples, strange: set[str]) -> None:
     if not strange:
         return
-    places = [
-        f"{examples.unit} {line}, word {position + 1}: {tag}"
-        for tags, line in zip(examples.required_labels(), examples.lines, strict=True)
-        for position, tag in enumerate(tags)
-        if tag in strange
-    ]
+    places = _shown(_places(examples, strange))
     raise DataError(
-        f"{examples.source}: {listed(sorted(strange))} among the tags of entities ({_shown(places)}); expected O, or"
+        f"{examples.source}: {listed(sorted(strange))} among the tags of entities ({places}); expected O, or"
         " B-, I-, E- or S- and a type: IOB1, IOB2 or BIOES. Correct them; of BILOU, write L- as E- and U- as S-."
     )
+
+
+def _places(examples: Examples, tags: set[str]) -> list[str]:
+    """Return where these tags stand."""
+    return [
+        f"{examples.unit} {line}, word {position + 1}: {tag}"
+        for row, line in zip(examples.required_labels(), examples.lines, strict=True)
+        for position, tag in enumerate(row)
+        if tag in tags
+    ]
 
 
 def _shown(places: Sequence[str]) -> str:

@@ -85,8 +85,8 @@ class TokenClassification:
 
     def check(self, examples: Examples) -> None:
         """Raise DataError if the examples have tags that the train rows lack, or entities in another scheme."""
+        check_scheme(examples, self.scheme)  # a tag of another scheme is no new class
         check_labels_known(self.label_names, examples)
-        check_scheme(examples, self.scheme)
 
     def load_model(self, source: str, tokenizer: Any, attention: str | None = None) -> Any:
         """Return the pretrained model in float32 with a new head, one output a tag."""
