@@ -5,11 +5,13 @@
 
 DIR/SET has train.jsonl and test.jsonl, or validation.jsonl, which then serves as the test file. All methods see the
 same splits of a seed and keep the checkpoint that is best on the selection split; nothing is tuned here. Each set has a
-file of results of its own, `results/methods-SET-ROWS.json`; `--table` prints all of them as Markdown.
+file of results of its own, `results/methods-SET-ROWS.json`; `--table` prints all of them as Markdown. Times are CPU
+seconds of the whole command, imports and scoring included, which other work on the machine changes little.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from pathlib import Path
 from statistics import mean, median, pstdev
 from typing import Any
 
+SELECTION = 0.1  # selection rows for each train row, where those are limited
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("lora", "dora", "bidora")
 CLASSES, REGRESSION, ENTITIES = "sequence-classification", "regression", "token-classification"
@@ -64,6 +67,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     (task, metric), data = SETS[name], options.data_dir / name
     test = next(path for path in (data / "test.jsonl", data / "validation.jsonl") if path.exists())
     rows = {"train": str(data / "train.jsonl"), "test": str(test), "max_train_rows": options.rows}
+    if options.rows is not None:  # not a tenth of a file of which most is left out
+        with (data / "train.jsonl").open(encoding="utf-8") as lines:
+            rows["selection_fraction"] = min(0.1, SELECTION * options.rows / sum(1 for _ in lines))
     if name in PROTEINS:
         rows["sequences"] = "protein"
     runs = []
@@ -88,25 +94,32 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def train(recipe: Path, overrides: list[str]) -> dict[str, Any]:
     """Return the metrics of one run."""
     command = [sys.executable, "-m", "peft_bidora", "train", str(recipe), *overrides, "--json"]
+    before = cpu_seconds_of_children()
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise SystemExit(finished.stderr)
     metrics = json.loads(finished.stdout)
     keys = ("method", "selection", "test", "seconds", "peak_memory_bytes", "trainable_parameters")
-    return {key: metrics.get(key) for key in keys}
+    return {**{key: metrics.get(key) for key in keys}, "cpu_seconds": cpu_seconds_of_children() - before}
+
+
+def cpu_seconds_of_children() -> float:
+    """Return the time that all cores gave to the processes of this one that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def summary(runs: list[dict[str, Any]], method: str, metric: str) -> dict[str, Any]:
-    """Return the mean of the metric over seeds, and the median time as a ratio to LoRA's of the same seed."""
+    """Return the mean of the metric over seeds, and the median CPU time as a ratio to LoRA's of the same seed."""
     own = [run for run in runs if run["method"] == method]
-    lora = {run["seed"]: run["seconds"] for run in runs if run["method"] == "lora"}
+    lora = {run["seed"]: run["cpu_seconds"] for run in runs if run["method"] == "lora"}
     values = [run["test"][metric]["value"] for run in own]
     return {
         "method": method,
         "mean": round(mean(values), 4),
         "standard_deviation": round(pstdev(values), 4),
-        "seconds": round(median(run["seconds"] for run in own), 1),
-        "time_over_lora": round(median(run["seconds"] / lora[run["seed"]] for run in own), 2) if lora else None,
+        "cpu_seconds": round(median(run["cpu_seconds"] for run in own), 1),
+        "time_over_lora": round(median(run["cpu_seconds"] / lora[run["seed"]] for run in own), 2) if lora else None,
         "peak_memory_mib": round(median(run["peak_memory_bytes"] for run in own) / 2**20),
     }
 
@@ -124,7 +137,7 @@ def table(measured: list[dict[str, Any]]) -> str:
         for name in METHODS:
             row = found.get(name)
             score = row and f"{row['mean']:.3f} ± {row['standard_deviation']:.3f}"
-            time = row and (f"{row['seconds']:.0f} s" if name == "lora" else f"× {row['time_over_lora']}")
+            time = row and (f"{row['cpu_seconds']:.0f} s" if name == "lora" else f"× {row['time_over_lora']}")
             cells += [score or "–", time or "–"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -190,7 +190,7 @@ class Bench:
         if fixed:
             require_gradient(list(split_levels(model).magnitude.values()), False)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-4)
+        optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
         model.train()
 
         def step() -> None:
@@ -206,7 +206,8 @@ class Bench:
         set_norm_in_graph(model, True)
         levels = split_levels(model)
         direction, magnitude = list(levels.direction.values()), list(levels.magnitude.values())
-        lower, upper = torch.optim.AdamW(direction, lr=1e-4), torch.optim.AdamW(magnitude, lr=1e-3)
+        lower = torch.optim.AdamW(direction, lr=1e-4, fused=True)
+        upper = torch.optim.AdamW(magnitude, lr=1e-3, fused=True)
         regularizer = OrthogonalityRegularizer(model)
 
         def step() -> None:
@@ -292,7 +293,7 @@ def problem(bench: Bench, model: nn.Module, level: int, parameters: list[nn.Para
         name=name,
         config=Config(type="darts", unroll_steps=1, gradient_clipping=1.0, retain_graph=name == "upper"),
         module=model,
-        optimizer=torch.optim.AdamW(parameters, lr=1e-4),
+        optimizer=torch.optim.AdamW(parameters, lr=1e-4, fused=True),
         train_data_loader=[bench.batches[level]],
         device=bench.options.device,
     )

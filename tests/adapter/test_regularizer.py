@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from peft_bidora.adapter import regularizer as regularizer_module
 from peft_bidora.adapter.layer import base_weight, dora_layers
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer, orthogonality
 
@@ -18,22 +19,31 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def computed(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float):
+    """Values and gradients for A and B of (layers, ...) tensors."""
+    value, pulled, gradient_b = orthogonality(w @ a.mT, w @ w.mT, a, b, scaling)
+    return value, pulled.mT @ (w + scaling * b @ a), gradient_b
+
+
 @pytest.mark.parametrize("scaling", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize(("out", "width"), [(5, 5), (3, 8), (8, 3)])
-def test_value_and_gradients_are_those_of_autograd(scaling, out, width):
-    w, a, b = draw(out, width, seed=0), draw(2, width, seed=1).requires_grad_(), draw(out, 2, seed=2).requires_grad_()
-    expected = built(w, a, b, scaling)
-    value, gradient_a, gradient_b = orthogonality(w, w @ w.T, a.detach(), b.detach(), scaling)
-    # 1e-9: float64, the difference ‖D·Dᵀ‖² − out loses some digits.
-    torch.testing.assert_close(value, expected.detach(), rtol=1e-9, atol=0)
-    for found, right in zip((gradient_a, gradient_b), torch.autograd.grad(expected, [a, b]), strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-11)
+@pytest.mark.parametrize("squared_at_a_time", [1, 20, 1000])
+def test_value_and_gradients_are_those_of_autograd(scaling, out, width, squared_at_a_time, monkeypatch):
+    monkeypatch.setattr(regularizer_module, "SQUARED_ON_CPU", squared_at_a_time)
+    layers = [(draw(out, width, seed=i), draw(2, width, seed=i + 10), draw(out, 2, seed=i + 20)) for i in range(2)]
+    found = computed(*(torch.stack(parts) for parts in zip(*layers, strict=True)), scaling)
+    for layer, (w, a, b) in enumerate(layers):
+        expected = built(w, a.requires_grad_(), b.requires_grad_(), scaling)
+        right = [expected.detach(), *torch.autograd.grad(expected, [a, b])]
+        for value, each in zip(found, right, strict=True):
+            # 1e-9: float64, the difference ‖D·Dᵀ‖² − out loses some digits.
+            torch.testing.assert_close(value[layer], each, rtol=1e-9, atol=1e-11)
 
 
 def test_orthogonal_rows_have_the_value_zero_and_a_finite_gradient():
     w = 3 * torch.linalg.qr(draw(6, 6, seed=0))[0]
     a, b = draw(2, 6, seed=1), torch.zeros(6, 2, dtype=torch.float64)
-    value, gradient_a, gradient_b = orthogonality(w, w @ w.T, a, b, 1.0)
+    value, gradient_a, gradient_b = computed(w[None], a[None], b[None], 1.0)
     # The root of the rounding of a sum of 36 squares.
     assert value.item() < 1e-6
     assert gradient_a.isfinite().all()
@@ -43,7 +53,7 @@ def test_orthogonal_rows_have_the_value_zero_and_a_finite_gradient():
 def test_row_of_zeros_leaves_the_gradient_finite():
     w = draw(4, 5, seed=0).float()
     w[1] = 0
-    value, gradient_a, gradient_b = orthogonality(w, w @ w.T, draw(2, 5, seed=1).float(), torch.zeros(4, 2), 1.0)
+    value, gradient_a, gradient_b = computed(w[None], draw(1, 2, 5, seed=1).float(), torch.zeros(1, 4, 2), 1.0)
     assert value.isfinite()
     assert gradient_a.isfinite().all()
     assert gradient_b.isfinite().all()

@@ -97,7 +97,7 @@ def base_product(module: Any, lora_a: Tensor) -> Tensor:
     """Return W0·Aᵀ, (out, r); through the base layer's own forward pass where its weight is packed."""
     weight = module.get_base_layer().weight
     if weight.is_floating_point():  # a bias that is added and taken off again would drown it in bfloat16
-        return base_weight(module) @ lora_a.to(weight.dtype).T
+        return (lora_a.to(weight.dtype) @ base_weight(module).T).T  # r rows: faster than r columns
     product, bias = _through_base(module, lora_a), getattr(module.get_base_layer(), "bias", None)
     return product.T if bias is None else (product - bias).T
 

@@ -8,16 +8,20 @@
 
 Since U and V·Aᵀ lie in the span of B and W0·Aᵀ, one product of W0·W0ᵀ with 2r columns is all that costs out²·r, and
 G itself is never built.
-W0·W0ᵀ is kept for each adapted layer: out² numbers.
+W0·W0ᵀ is kept for each adapted layer: out² numbers. Layers of one shape are computed together.
 Reference: Qin, Zhang, Xie, arXiv:2410.09758, the Gram regulariser.
 """
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from peft_bidora.adapter.layer import base_weight, dora_layers
+
+# Numbers of W0·W0ᵀ that are squared at a time: what a CPU's cache holds, or what keeps another device busy.
+SQUARED_ON_CPU, SQUARED = 2**18, 2**24
 
 
 class OrthogonalityRegularizer:
@@ -28,7 +32,12 @@ class OrthogonalityRegularizer:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [(module, adapter, _gram(module)) for _, module, adapter in dora_layers(model)]
+        alike: dict[Any, list[tuple[Any, str]]] = defaultdict(list)
+        for _, module, adapter in dora_layers(model):
+            weight, rank = base_weight(module), len(module.lora_A[adapter].weight)
+            key = weight.shape, weight.dtype, weight.device, rank, module.scaling[adapter]
+            alike[key].append((module, adapter))
+        self._groups = [(layers, torch.stack([_gram(module) for module, _ in layers])) for layers in alike.values()]
 
     @torch.no_grad()
     def add_gradient(self, weight: float) -> Tensor:
@@ -37,64 +46,85 @@ class OrthogonalityRegularizer:
         Args:
             weight: γ.
         """
-        total = []
-        for module, adapter, gram in self._layers:
-            a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-            factors = a.to(gram.dtype), b.to(gram.dtype)
-            value, gradient_a, gradient_b = orthogonality(base_weight(module), gram, *factors, module.scaling[adapter])
-            total.append(value)
-            for parameter, gradient in ((a, gradient_a), (b, gradient_b)):
-                step = (gradient * (weight / len(self._layers))).to(parameter.dtype)
-                parameter.grad = step if parameter.grad is None else parameter.grad.add_(step)
-        return torch.stack(total).mean()
+        count = sum(len(layers) for layers, _ in self._groups)
+        values = []
+        for layers, gram in self._groups:
+            pairs = [(module.lora_A[adapter].weight, module.lora_B[adapter].weight) for module, adapter in layers]
+            a, b = (torch.stack(parameters).to(gram.dtype) for parameters in zip(*pairs, strict=True))
+            # r rows are faster than r columns.
+            product = torch.stack([part @ _weight(module).T for part, (module, _) in zip(a, layers, strict=True)]).mT
+            scaling = layers[0][0].scaling[layers[0][1]]
+            value, pulled, gradient_b = orthogonality(product, gram, a, b, scaling)
+            gradient_a = torch.stack(
+                [part.T @ _weight(module) for part, (module, _) in zip(pulled, layers, strict=True)]
+            )
+            gradient_a += scaling * (pulled.mT @ b) @ a
+            values.append(value)
+            for pair, *gradients in zip(pairs, gradient_a, gradient_b, strict=True):
+                for parameter, gradient in zip(pair, gradients, strict=True):
+                    step = (gradient * (weight / count)).to(parameter.dtype)
+                    parameter.grad = step if parameter.grad is None else parameter.grad.add_(step)
+        return torch.cat([value.to(values[0].device) for value in values]).mean()
 
 
 def orthogonality(
-    weight: Tensor, gram: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float
+    product: Tensor, gram: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ‖D·Dᵀ − I‖_F of one layer and its gradient for A and for B.
+    """Return ‖D·Dᵀ − I‖_F of layers of one shape with what its gradients are made of.
 
     Args:
-        weight: (out, in), W0.
-        gram: (out, out), W0·W0ᵀ.
-        lora_a: (r, in), A.
-        lora_b: (out, r), B.
+        product: (layers, out, r), W0·Aᵀ.
+        gram: (layers, out, out), W0·W0ᵀ.
+        lora_a: (layers, r, in), A.
+        lora_b: (layers, out, r), B.
         scaling: s.
 
     Returns:
-        the value, a scalar; (r, in); (out, r).
+        the values, (layers,); P, (layers, out, r), with which the gradient for A is Pᵀ·V; the gradient for B,
+        (layers, out, r).
     """
-    rank = len(lora_a)
-    product = weight.to(lora_a.dtype) @ lora_a.T
-    inner = lora_a @ lora_a.T
-    half = scaling * product + 0.5 * scaling**2 * (lora_b @ inner)  # U
-    moved = product + scaling * (lora_b @ inner)  # V·Aᵀ
-    squared = gram.diagonal() + 2 * (half * lora_b).sum(dim=1)
+    rank = lora_a.shape[-2]
+    inner = lora_a @ lora_a.mT
+    low_rank = scaling * (lora_b @ inner)
+    half = scaling * (product + 0.5 * low_rank)  # U
+    moved = product + low_rank  # V·Aᵀ
+    squared = gram.diagonal(dim1=-2, dim2=-1) + 2 * (half * lora_b).sum(dim=-1)
     # A row of zeros is orthogonal to all; w² must be finite for it to count as such.
-    inverse = squared.clamp_min(torch.finfo(squared.dtype).tiny ** 0.5).reciprocal()[:, None]  # w
-    of_both = gram @ (inverse * torch.cat([lora_b, product], dim=1))
-    of_b, of_product = of_both[:, :rank], of_both[:, rank:]
-    of_half = scaling * of_product + 0.5 * scaling**2 * (of_b @ inner)
-    left, right = torch.cat([half, lora_b], dim=1), torch.cat([lora_b, half], dim=1)  # G − W0·W0ᵀ = left·rightᵀ
-    row_sums = torch.linalg.vecdot(gram * inverse.T, gram)[:, None]
-    row_sums += 2 * (left * torch.cat([of_b, of_half], dim=1)).sum(dim=1, keepdim=True)
-    row_sums += ((left @ (right.T @ (inverse * right))) * left).sum(dim=1, keepdim=True)  # q
-    value = ((inverse * row_sums).sum() - len(gram)).clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
+    inverse = squared.clamp_min(torch.finfo(squared.dtype).tiny ** 0.5).reciprocal()[..., None]  # w
+    of_both = ((inverse * torch.cat([lora_b, product], dim=-1)).mT @ gram).mT  # which is symmetric
+    of_b, of_product = of_both[..., :rank], of_both[..., rank:]
+    low_rank_of_b = scaling * (of_b @ inner)
+    of_half = scaling * (of_product + 0.5 * low_rank_of_b)
+    left, right = torch.cat([half, lora_b], dim=-1), torch.cat([lora_b, half], dim=-1)  # G − W0·W0ᵀ = left·rightᵀ
+    weighted_right = (inverse * right).mT
+    row_sums = _squares_by(gram, inverse)
+    row_sums += (left * (2 * torch.cat([of_b, of_half], dim=-1) + left @ (weighted_right @ right))).sum(-1, True)  # q
+    total = (inverse * row_sums).sum(dim=(-2, -1)) - gram.shape[-1]
+    value = total.clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
 
     def weighted(columns: Tensor, of_columns: Tensor) -> Tensor:
         """Return H·X of columns X, given W0·W0ᵀ·(w ⊙ X)."""
-        full: Tensor = of_columns + left @ (right.T @ (inverse * columns)) - inverse * row_sums * columns
+        full: Tensor = of_columns + left @ (weighted_right @ columns) - inverse * row_sums * columns
         return inverse * full
 
-    weighted_b = weighted(lora_b, of_b)
-    gradient_b = weighted(moved, of_product + scaling * (of_b @ inner))
-    # Bᵀ·H·V without V.
-    gradient_a = weighted_b.T @ weight.to(lora_a.dtype) + scaling * (weighted_b.T @ lora_b) @ lora_a
-    factor = 2 * scaling / value
-    return value, factor * gradient_a, factor * gradient_b
+    factor = (2 * scaling / value)[:, None, None]
+    return value, factor * weighted(lora_b, of_b), factor * weighted(moved, of_product + low_rank_of_b)
+
+
+def _squares_by(gram: Tensor, weights: Tensor) -> Tensor:
+    """Return (G ⊙ G)·w, (layers, out, 1), without a second (layers, out, out)."""
+    numbers = SQUARED_ON_CPU if gram.device.type == "cpu" else SQUARED
+    rows = max(1, numbers // (len(gram) * gram.shape[-1]))
+    squares = gram.new_empty(len(gram), min(rows, gram.shape[-1]), gram.shape[-1])
+    parts = (torch.mul(part, part, out=squares[:, : part.shape[1]]) for part in torch.split(gram, rows, dim=1))
+    return torch.cat([part.mul_(weights.mT).sum(-1, keepdim=True) for part in parts], dim=1)
 
 
 def _gram(module: Any) -> Tensor:
+    return _weight(module) @ _weight(module).T
+
+
+def _weight(module: Any) -> Tensor:
+    """Return W0, at least float32; one layer's copy at a time."""
     weight = base_weight(module)
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return weight @ weight.T
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))

@@ -3,7 +3,8 @@
     y = c ⊙ (b0 − bias + s·B·A·x) + bias,    b0 = W0·x + bias (the base layer's output),   c = m / n
 
 With the scale and s folded into B, forward is one pass over the output and one product that adds to it. Backward needs
-b0 only where c has a gradient.
+b0 only where c has a gradient. Products with r columns are written as products with r rows, several times as fast on a
+CPU.
 """
 
 from typing import Any
@@ -86,11 +87,11 @@ class _ScaledSum(torch.autograd.Function):
         base_gradient = gradient * factor if of_base else None
         x_gradient = a_gradient = b_gradient = scale_gradient = bias_gradient = None
         if of_x or of_a:
-            inner_gradient = rows @ folded(lora_b, factor, ctx.scaling)  # (rows, r)
+            inner_gradient = (folded(lora_b, factor, ctx.scaling).T @ rows.T).T  # (rows, r)
             x_gradient = (inner_gradient @ lora_a).view(x.shape) if of_x else None
             a_gradient = inner_gradient.T @ x.reshape(-1, x.shape[-1]) if of_a else None
         if of_b or of_scale:
-            product = rows.T @ inner.reshape(-1, inner.shape[-1])  # (out, r)
+            product = (inner.reshape(-1, inner.shape[-1]).T @ rows).T  # (out, r)
             b_gradient = folded(product, factor, ctx.scaling) if of_b else None
         if of_scale:
             scale_gradient = (rows * base.reshape(rows.shape)).sum(0, dtype=scale.dtype)

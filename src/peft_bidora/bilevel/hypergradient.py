@@ -198,17 +198,20 @@ def _assemble(
 
 @contextmanager
 def _moved(parameters: Sequence[Tensor], vector: Sequence[Tensor], scale: Tensor) -> Iterator[None]:
-    """Add scale · vector for the time of the block; the saved values are copied back, so no rounding remains."""
-    saved = [parameter.detach().clone() for parameter in parameters]
+    """Add scale · vector for the time of the block; the saved values are copied back, so no rounding remains.
+
+    The parameters have no gradient there, so that a pass keeps nothing for one.
+    """
+    saved = [(parameter.detach().clone(), parameter.requires_grad) for parameter in parameters]
     try:
         with torch.no_grad():
             for parameter, step in zip(parameters, vector, strict=True):
-                parameter.add_(scale * step)
+                parameter.requires_grad_(False).add_(scale * step)
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(parameters, saved, strict=True):
-                parameter.copy_(value)
+            for parameter, (value, had_gradient) in zip(parameters, saved, strict=True):
+                parameter.copy_(value).requires_grad_(had_gradient)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class UpperLevel:
             betas=(args.adam_beta1, args.adam_beta2),
             eps=args.adam_epsilon,
             weight_decay=args.upper_weight_decay,
+            fused=True,
         )
         upper_steps = max(1, search_steps // args.lower_steps)
         self.scheduler = get_scheduler(
