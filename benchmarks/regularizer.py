@@ -36,11 +36,11 @@ def main() -> None:
         "labels": torch.randint(0, 2, (options.rows,)),
     }
     step(model, batch)
-    regularizer.add_gradient(1e-5)
+    regularizer.add_gradient(1e-5, 0)
     rounds = []
     for _ in range(options.rounds):
         plain = timed(lambda: step(model, batch))
-        added = timed(lambda: regularizer.add_gradient(1e-5))
+        added = timed(lambda: regularizer.add_gradient(1e-5, 0))
         rounds.append({"step_seconds": plain, "regularizer_seconds": added, "share": added / plain})
     result = {
         "torch": torch.__version__,

@@ -1,11 +1,13 @@
 """The orthogonality regulariser against autograd through the built D·Dᵀ − I."""
 
+from itertools import combinations
+
 import pytest
 import torch
 
 from peft_bidora.adapter import regularizer as regularizer_module
 from peft_bidora.adapter.layer import base_weight, dora_layers
-from peft_bidora.adapter.regularizer import OrthogonalityRegularizer, orthogonality
+from peft_bidora.adapter.regularizer import OrthogonalityRegularizer, drawn_rows, orthogonality, share_of_rows
 
 
 def built(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -79,7 +81,7 @@ def test_gradient_is_weighted_averaged_over_layers_and_added(double):
     for position, leaf in enumerate(leaves):
         # Some have a gradient already, some have none.
         leaf.grad = torch.full_like(leaf, 2.0) if position % 3 else None
-    value = OrthogonalityRegularizer(double).add_gradient(0.3)
+    value = OrthogonalityRegularizer(double).add_gradient(0.3, 0)
     # 1e-9: as above.
     torch.testing.assert_close(value, total.detach(), rtol=1e-9, atol=0)
     for position, (leaf, gradient) in enumerate(zip(leaves, expected, strict=True)):
@@ -93,7 +95,9 @@ def test_base_weights_in_bfloat16_are_regularized_in_float32(make_adapted):
         module.get_base_layer().to(torch.bfloat16)
     expected = torch.stack([built(weight.float(), a, b, scaling) for weight, a, b, scaling in parts(model)]).mean()
     # 1e-4: the difference ‖D·Dᵀ‖² − out in float32.
-    torch.testing.assert_close(OrthogonalityRegularizer(model).add_gradient(1.0), expected.detach(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        OrthogonalityRegularizer(model).add_gradient(1.0, 0), expected.detach(), rtol=1e-4, atol=0
+    )
 
 
 def test_adapter_in_bfloat16_is_regularized_in_float32(make_adapted):
@@ -101,13 +105,15 @@ def test_adapter_in_bfloat16_is_regularized_in_float32(make_adapted):
     layers = [(weight.float(), a.float(), b.float(), scaling) for weight, a, b, scaling in parts(model)]
     expected = torch.stack([built(*layer) for layer in layers]).mean()
     # 1e-4: as above.
-    torch.testing.assert_close(OrthogonalityRegularizer(model).add_gradient(1.0), expected.detach(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        OrthogonalityRegularizer(model).add_gradient(1.0, 0), expected.detach(), rtol=1e-4, atol=0
+    )
     gradients = [leaf.grad for _, a, b, _ in parts(model) for leaf in (a, b)]
     assert {gradient.dtype for gradient in gradients} == {torch.bfloat16}
 
 
 def test_nothing_but_the_direction_gets_a_gradient(double):
-    OrthogonalityRegularizer(double).add_gradient(1.0)
+    OrthogonalityRegularizer(double).add_gradient(1.0, 0)
     reached = {name for name, parameter in double.named_parameters() if parameter.grad is not None}
     assert reached == {name for name, _ in double.named_parameters() if "lora_A" in name or "lora_B" in name}
 
@@ -118,6 +124,43 @@ def test_descent_makes_the_rows_more_orthogonal(double):
     values = []
     for _ in range(20):
         optimizer.zero_grad()
-        values.append(regularizer.add_gradient(1.0).item())
+        values.append(regularizer.add_gradient(1.0, 0).item())
         optimizer.step()
     assert values[-1] < values[0]
+
+
+def test_drawn_rows_stand_for_all_in_expectation():
+    w, a, b = draw(6, 5, seed=0), draw(2, 5, seed=1), draw(6, 2, seed=2)
+    drawn = [list(rows) for rows in combinations(range(6), 3)]
+    squares = [(built(w[rows], a, b[rows], 2.0) / share_of_rows(3, 6)) ** 2 for rows in drawn]
+    # 1e-9: as above.
+    torch.testing.assert_close(torch.stack(squares).mean(), built(w, a, b, 2.0) ** 2, rtol=1e-9, atol=0)
+
+
+def test_layer_of_many_rows_gets_the_gradient_of_those_that_are_drawn(double, monkeypatch):
+    monkeypatch.setattr(regularizer_module, "MOST_ROWS", 5)
+    monkeypatch.setattr(regularizer_module, "DRAWN_ROWS", 4)
+    layers = list(parts(double))
+    values = []
+    for weight, a, b, scaling in layers:
+        rows = drawn_rows(len(b), 7)
+        assert len(rows) == 4 < len(b)
+        values.append(built(weight[rows], a, b[rows], scaling) / share_of_rows(4, len(b)))
+    total = torch.stack(values).mean()
+    leaves = [leaf for _, a, b, _ in layers for leaf in (a, b)]
+    expected = torch.autograd.grad(total, leaves)
+    value = OrthogonalityRegularizer(double).add_gradient(0.3, 7)
+    torch.testing.assert_close(value, total.detach(), rtol=1e-9, atol=0)
+    for leaf, gradient in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, 0.3 * gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_rows_are_drawn_by_the_step_alone():
+    assert drawn_rows(2000, 3).tolist() == drawn_rows(2000, 3).tolist()
+    assert drawn_rows(2000, 3).tolist() != drawn_rows(2000, 4).tolist()
+    assert len(set(drawn_rows(2000, 3).tolist())) == regularizer_module.DRAWN_ROWS
+
+
+def test_nothing_of_a_layer_of_many_rows_is_kept(double, monkeypatch):
+    monkeypatch.setattr(regularizer_module, "MOST_ROWS", 5)
+    assert [gram for _, gram in OrthogonalityRegularizer(double)._groups] == [None]

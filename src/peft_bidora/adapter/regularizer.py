@@ -8,7 +8,9 @@
 
 Since U and V·Aᵀ lie in the span of B and W0·Aᵀ, one product of W0·W0ᵀ with 2r columns is all that costs out²·r, and
 G itself is never built.
-W0·W0ᵀ is kept for each adapted layer: out² numbers. Layers of one shape are computed together.
+W0·W0ᵀ is kept for each adapted layer: out² numbers. Of a layer with many rows a few, drawn anew for each step, stand
+for all, and nothing is kept: ‖D·Dᵀ − I‖² of k rows is, in expectation, k(k − 1) / (out(out − 1)) of the whole.
+Layers of one shape are computed together.
 Reference: Qin, Zhang, Xie, arXiv:2410.09758, the Gram regulariser.
 """
 
@@ -24,8 +26,11 @@ from peft_bidora.adapter.layer import base_weight, dora_layers
 SQUARED_ON_CPU, SQUARED = 2**18, 2**24
 
 
+MOST_ROWS, DRAWN_ROWS = 1024, 512  # of a layer whose W0·W0ᵀ is kept; of a larger one for a step
+
+
 class OrthogonalityRegularizer:
-    """R(V) of a model's DoRA layers; holds W0·W0ᵀ of each.
+    """R(V) of a model's DoRA layers; holds W0·W0ᵀ of each that has at most 1,024 rows.
 
     Args:
         model: the PEFT model.
@@ -37,34 +42,52 @@ class OrthogonalityRegularizer:
             weight, rank = base_weight(module), len(module.lora_A[adapter].weight)
             key = weight.shape, weight.dtype, weight.device, rank, module.scaling[adapter]
             alike[key].append((module, adapter))
-        self._groups = [(layers, torch.stack([_gram(module) for module, _ in layers])) for layers in alike.values()]
+        self._groups = [
+            (layers, _gram(layers, slice(None)) if key[0][0] <= MOST_ROWS else None) for key, layers in alike.items()
+        ]
 
     @torch.no_grad()
-    def add_gradient(self, weight: float) -> Tensor:
+    def add_gradient(self, weight: float, step: int) -> Tensor:
         """Add weight · ∂R/∂A and weight · ∂R/∂B to the gradients of A and B; return R, a scalar.
 
         Args:
             weight: γ.
+            step: of the search, which seeds the draw of rows.
         """
         count = sum(len(layers) for layers, _ in self._groups)
         values = []
-        for layers, gram in self._groups:
+        for layers, whole in self._groups:
             pairs = [(module.lora_A[adapter].weight, module.lora_B[adapter].weight) for module, adapter in layers]
-            a, b = (torch.stack(parameters).to(gram.dtype) for parameters in zip(*pairs, strict=True))
+            out = len(pairs[0][1])
+            rows = slice(None) if whole is not None else drawn_rows(out, step).to(pairs[0][1].device)
+            gram = _gram(layers, rows) if whole is None else whole
+            a = torch.stack([pair[0] for pair in pairs]).to(gram.dtype)
+            b = torch.stack([pair[1][rows] for pair in pairs]).to(gram.dtype)
             # r rows are faster than r columns.
-            product = torch.stack([part @ _weight(module).T for part, (module, _) in zip(a, layers, strict=True)]).mT
+            product = torch.stack([part @ _weight(layer, rows).T for part, layer in zip(a, layers, strict=True)]).mT
             scaling = layers[0][0].scaling[layers[0][1]]
             value, pulled, gradient_b = orthogonality(product, gram, a, b, scaling)
             gradient_a = torch.stack(
-                [part.T @ _weight(module) for part, (module, _) in zip(pulled, layers, strict=True)]
+                [part.T @ _weight(layer, rows) for part, layer in zip(pulled, layers, strict=True)]
             )
             gradient_a += scaling * (pulled.mT @ b) @ a
-            values.append(value)
-            for pair, *gradients in zip(pairs, gradient_a, gradient_b, strict=True):
-                for parameter, gradient in zip(pair, gradients, strict=True):
-                    step = (gradient * (weight / count)).to(parameter.dtype)
-                    parameter.grad = step if parameter.grad is None else parameter.grad.add_(step)
+            share = share_of_rows(gram.shape[-1], out)
+            values.append(value / share)
+            for (of_a, of_b), for_a, for_b in zip(pairs, gradient_a, gradient_b, strict=True):
+                _add(of_a, slice(None), for_a * (weight / count / share))
+                _add(of_b, rows, for_b * (weight / count / share))
         return torch.cat([value.to(values[0].device) for value in values]).mean()
+
+
+def drawn_rows(out: int, step: int) -> Tensor:
+    """Return the rows that stand for a layer in a step, (k,), in their order."""
+    drawn = torch.randperm(out, generator=torch.Generator().manual_seed(step))[:DRAWN_ROWS]
+    return drawn.sort().values
+
+
+def share_of_rows(drawn: int, out: int) -> float:
+    """Return what part of ‖D·Dᵀ − I‖ drawn rows hold: √(k(k − 1) / (out(out − 1)))."""
+    return float((drawn * (drawn - 1) / (out * (out - 1))) ** 0.5) if drawn < out else 1.0
 
 
 def orthogonality(
@@ -120,11 +143,20 @@ def _squares_by(gram: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([part.mul_(weights.mT).sum(-1, keepdim=True) for part in parts], dim=1)
 
 
-def _gram(module: Any) -> Tensor:
-    return _weight(module) @ _weight(module).T
+def _gram(layers: list[tuple[Any, str]], rows: Any) -> Tensor:
+    """Return W0·W0ᵀ of some rows of each layer, (layers, k, k)."""
+    weights = (_weight(layer, rows) for layer in layers)
+    return torch.stack([weight @ weight.T for weight in weights])
 
 
-def _weight(module: Any) -> Tensor:
-    """Return W0, at least float32; one layer's copy at a time."""
-    weight = base_weight(module)
+def _weight(layer: tuple[Any, str], rows: Any) -> Tensor:
+    """Return some rows of W0, at least float32; one layer's copy at a time."""
+    weight = base_weight(layer[0])[rows]
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _add(parameter: Tensor, rows: Any, gradient: Tensor) -> None:
+    """Add to some rows of a parameter's gradient."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    parameter.grad[rows] += gradient.to(parameter.dtype)

@@ -114,7 +114,7 @@ class BilevelMixin(_AnyTrainer):
             if due:
                 self._upper_step(model, magnitude)
             if self._regularizer is not None:
-                self._regularizer.add_gradient(self.args.orthogonality)
+                self._regularizer.add_gradient(self.args.orthogonality, self.state.global_step)
         return lower_loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
