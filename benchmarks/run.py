@@ -4,7 +4,7 @@
 
 Each seed trains LoRA and every variant of BiDoRA on the same splits, in turn. A variant's time is that of its steps,
 search and retrain phase together, evaluations left out, until an evaluation of the retrain phase first reaches the best
-selection metric of the whole LoRA run; the ratio is to the time of that whole run. Times are CPU seconds of the process.
+selection metric of the whole LoRA run; the ratio is to the time of that whole run. Times are CPU seconds.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def trained(options: argparse.Namespace, overrides: list[str], seed: int) -> Clo
 
 
 def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the medians of the ratios over seeds, a run that never got there counted as infinite, and the mean best."""
+    """Return the medians of the ratios over seeds, one never reached counted as infinite, and the mean best."""
     ratios = [float("inf") if row["ratio"] is None else row["ratio"] for row in rows]
     middle = median(ratios)
     return {
