@@ -33,7 +33,7 @@ GROWN: dict[str, tuple[int, ...]] = {
 }
 CASES = ("lora", "retrain-ours", "search-4-one-sided")
 ROWS, STEPS = (1_000, 10_000, 100_000), (16, 32, 64)
-WORDS = tuple("a quick brown fox jumps over the lazy dog and then runs home to sleep".split())
+WORDS = "a quick brown fox jumps over the lazy dog and then runs home to sleep"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -92,13 +92,16 @@ def trained(rows: int, number: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         with (Path(folder) / "train.jsonl").open("w", encoding="utf-8") as file:
             for row in range(rows):
-                text = " ".join(generator.choices(WORDS, k=12)) + f" {row}"
+                text = " ".join(generator.choices(WORDS.split(), k=12)) + f" {row}"
                 file.write(json.dumps({"text": text, "label": "even" if row % 2 == 0 else "odd"}) + "\n")
         recipe = {
             "model": "builtin:minilm",
             "data": {"train": "train.jsonl", "test_fraction": 100 / rows, "selection_fraction": 0},
-            **{phase: {"steps": number} for phase in ("search", "retrain")},
-            **{"select_best": False, "save_steps": number, "output": f"{folder}/run"},
+            "search": {"steps": number},
+            "retrain": {"steps": number},
+            "select_best": False,
+            "save_steps": number,
+            "output": f"{folder}/run",
         }
         (Path(folder) / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
         command = [sys.executable, "-m", "peft_bidora", "train", f"{folder}/recipe.yaml", "--json"]
