@@ -1,0 +1,149 @@
+"""The adapted layer over base weights that bitsandbytes packed into 8 and 4 bits, against PEFT's own layer."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+from peft_bidora import AdapterOptions, attach_adapter
+from peft_bidora.adapter.layer import base_weight, dora_layers, set_norm_in_graph
+from peft_bidora.adapter.parameters import split_levels
+from peft_bidora.bilevel.hypergradient import (
+    BilevelProblem,
+    central_difference_hypergradient,
+    exact_hypergradient,
+    one_sided_difference_hypergradient,
+)
+from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state
+from peft_bidora.bilevel.tensors import cosine, norm
+
+pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:MatMul8bitLt",  # it tells that it casts
+    "ignore:Merge lora module to",  # peft tells that rounding follows
+)
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+PACKED = {
+    4: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32),
+    8: BitsAndBytesConfig(load_in_8bit=True),
+}
+IDS = torch.randint(0, 128, (4, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny decoder; its sides are multiples of the 64 numbers that share a scale."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("llama")
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    config = LlamaConfig(
+        vocab_size=128, num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager", **shape
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def load(source: Path, bits: int) -> Any:
+    return LlamaForCausalLM.from_pretrained(source, quantization_config=PACKED[bits], attn_implementation="eager")
+
+
+def drawn(model: Any) -> Any:
+    """The model with an adapter that is not at its start, the same at each call."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(parameter + 0.2 * noise if "magnitude" in name else 0.1 * noise)
+    return model
+
+
+def ours(model: Any) -> Any:
+    options = AdapterOptions(4, 8, 0.0, TARGETS)
+    return drawn(attach_adapter(model, options, use_dora=True, task_type="CAUSAL_LM", head=[]))
+
+
+def stock(model: Any) -> Any:
+    return drawn(
+        get_peft_model(
+            model, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, use_dora=True, task_type="CAUSAL_LM")
+        )
+    )
+
+
+def loss_and_gradients(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    loss = model.train()(IDS, labels=IDS).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_loss_and_gradients_are_those_of_peft(source: Path, bits: int) -> None:
+    expected_loss, expected = loss_and_gradients(stock(load(source, bits)))
+    found_loss, found = loss_and_gradients(ours(load(source, bits)))
+    # float32; 8 bits round what a layer reads, where a last digit may tip a number over.
+    tolerance = 1e-4 if bits == 4 else 1e-2
+    torch.testing.assert_close(found_loss, expected_loss, rtol=tolerance, atol=0)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0
+        assert (found[name] - gradient).norm() <= tolerance * gradient.norm(), name
+
+
+def test_packed_weight_is_unpacked_for_what_needs_it_whole(source: Path) -> None:
+    model = ours(load(source, 4))
+    unpacked = unpack(model)
+    pairs = zip(dora_layers(model), dora_layers(unpacked), strict=True)
+    assert all(torch.equal(base_weight(packed), base_weight(plain)) for (_, packed, _), (_, plain, _) in pairs)
+
+
+def unpack(model: Any) -> Any:
+    """The same adapter over the same weights in float32."""
+    config = model.get_base_model().config
+    plain = LlamaForCausalLM(LlamaConfig.from_dict({**config.to_dict(), "quantization_config": None}))
+    plain.set_attn_implementation("eager")
+    adapted = ours(plain)
+    packed_layers = {name: module for name, module, _ in dora_layers(model)}
+    state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    adapted.load_state_dict(state, strict=False)
+    for name, module, _ in dora_layers(adapted):
+        module.get_base_layer().weight.data = base_weight(packed_layers[name])
+    return with_unpacked_rest(adapted, model)
+
+
+def with_unpacked_rest(adapted: Any, model: Any) -> Any:
+    import bitsandbytes as bnb
+
+    plain = dict(adapted.named_modules())
+    for name, module in model.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit) and not name.endswith("base_layer"):
+            plain[name].weight.data = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+    return adapted
+
+
+def problem(model: Any) -> BilevelProblem:
+    model.train()  # bitsandbytes packs anew for a CPU what it reads in evaluation, and loses the gradient
+    set_norm_in_graph(model, True)
+    levels = split_levels(model)
+
+    def loss(ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model(ids, labels=ids).loss
+        return found
+
+    direction, magnitude = tuple(levels.direction.values()), tuple(levels.magnitude.values())
+    lower = [ReplayedLoss(partial(loss, IDS[:2]), capture_random_state())]
+    return BilevelProblem(lower, [partial(loss, IDS[2:])], direction, magnitude)
+
+
+def test_differences_over_four_bits_are_the_exact_product_over_the_unpacked_weights(source: Path) -> None:
+    model = ours(load(source, 4))
+    expected = exact_hypergradient(problem(unpack(model)), xi=1.0).implicit
+    for estimator in (central_difference_hypergradient, one_sided_difference_hypergradient):
+        found = estimator(problem(model), xi=1.0, radius=1e-2).implicit
+        # float32, and a radius for real models.
+        assert cosine(found, expected).item() >= 0.999
+        assert (norm(found) / norm(expected)).item() == pytest.approx(1.0, rel=2e-2)
