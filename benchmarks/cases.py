@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -82,12 +82,16 @@ def shape_of(options: argparse.Namespace) -> Shape:
 
 
 def clock(function: Callable[[], Any], device: str) -> float:
-    """Return the seconds that a call takes."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
+    """Return the seconds that a call takes; on one thread those of the CPU, which other work on it changes little."""
+    if device == "cpu":
+        timer = process_time if torch.get_num_threads() == 1 else perf_counter
+        start = timer()
+        function()
+        return timer() - start
+    torch.cuda.synchronize()
     start = perf_counter()
     function()
-    synchronize()
+    torch.cuda.synchronize()
     return perf_counter() - start
 
 

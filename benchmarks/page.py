@@ -1,0 +1,216 @@
+"""Write docs/benchmarks.md from the figures in results/.
+
+python benchmarks/page.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from methods import table as methods_table
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+CASES = {
+    "lora": "PEFT's LoRA",
+    "dora-peft": "PEFT's DoRA",
+    "dora-ours": "this layer, magnitudes trained",
+    "retrain-ours": "this layer, magnitudes fixed",
+    "lora-query-value": "PEFT's LoRA, query and value",
+    "betty-1-query-value": "the paper's algorithm by betty-ml, query and value, K = 1",
+    "predict-base": "prediction by the bare model",
+    "predict-lora": "prediction, PEFT's LoRA",
+    "predict-dora-peft": "prediction, PEFT's DoRA",
+    "predict-ours": "prediction, this layer",
+}
+INTRODUCTION = """\
+# Benchmarks
+
+Written by `python benchmarks/page.py` from `benchmarks/results/`; `make bench DATA=DIR` measures all anew. What is
+compared was run interleaved, in one run; a ratio is the median of the ratios of the rounds, with its quartiles.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [INTRODUCTION, *steps(), *memory(), *runs(), *growth(), *fidelity(), *methods()]
+    (ROOT / "docs/benchmarks.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def steps() -> list[str]:
+    """Return the tables of step.py."""
+    parts = []
+    for path in sorted(RESULTS.glob("step-*.json")):
+        found = load(path)
+        speed = found["operations_per_second"] / 1e9
+        rows = [
+            [
+                named(case),
+                f"{row['milliseconds']:.1f}",
+                f"{row['floor_milliseconds']:.1f}",
+                f"{row['ratio']:.3f} ({row['quartiles'][0]:.3f} – {row['quartiles'][1]:.3f})",
+                named(row["to"]),
+            ]
+            for case, row in found["cases"].items()
+        ]
+        parts += [
+            f"## A step: {shape(found['settings'])}",
+            "",
+            "Forward, backward, clipping and AdamW, all linear layers adapted unless said (`benchmarks/step.py`). The"
+            f" floor is the counted operations at the {speed:,.0f} GFLOP/s that a large matrix product reached in that run.",
+            "",
+            table(["step", "ms", "floor, ms", "ratio", "to"], rows),
+        ]
+    return parts
+
+
+def memory() -> list[str]:
+    """Return the tables of memory.py."""
+    parts = []
+    for path in sorted(RESULTS.glob("memory-*.json")):
+        found = load(path)
+        rows = [
+            [
+                named(case),
+                *(f"{row[f'{what}_mib']:.0f}" for what in ("peak", "step", "saved", "state")),
+                row["peak_to_lora"],
+            ]
+            for case, row in found["cases"].items()
+        ]
+        parts += [
+            f"## The memory of a step: {shape(found['settings'])}",
+            "",
+            "MiB, each in a process of its own (`benchmarks/memory.py`): peak of the process; of that, what a step takes"
+            " above the loaded model; what a pass keeps for its backward; what outlives a step but frozen weights.",
+            "",
+            table(["step", "peak", "step", "saved", "state", "peak to LoRA's"], rows),
+        ]
+    return parts
+
+
+def runs() -> list[str]:
+    """Return the tables of run.py."""
+    parts = []
+    for path in sorted(RESULTS.glob("run-*.json")):
+        found = load(path)
+        seeds, settings = len(found["seeds"]), found["settings"]
+        rows = [
+            [
+                name,
+                "–" if row["ratio"] is None else row["ratio"],
+                f"{row['reached']} of {seeds}",
+                row["whole_ratio"],
+                row["best"],
+            ]
+            for name, row in found["summary"].items()
+        ]
+        lora = sum(seed["lora"]["best"] for seed in found["seeds"]) / seeds
+        parts += [
+            f"## Whole runs: {settings['set']}, {settings['rows']} train rows, {seeds} seeds",
+            "",
+            "Time until the best selection metric of the whole LoRA run is reached, over the time of that run; how often"
+            " it was reached; the time of the whole run over LoRA's; mean best selection metric, LoRA's being"
+            f" {lora:.4f} (`benchmarks/run.py`).",
+            "",
+            table(["BiDoRA", "time to LoRA's best", "reached", "whole time", "best"], rows),
+        ]
+    return parts
+
+
+def growth() -> list[str]:
+    """Return the tables of scale.py."""
+    parts = []
+    if (path := RESULTS / "scale-steps.json").exists():
+        rows = [
+            [
+                row["grows"],
+                named(row["case"]),
+                ", ".join(
+                    f"{value}: {time:.0f}" for value, time in zip(row["values"], row["milliseconds"], strict=True)
+                ),
+                f"{row['slope']:.2f}",
+            ]
+            for row in load(path)["steps"]
+        ]
+        parts += [
+            "## How a step grows",
+            "",
+            "Milliseconds by what grows, and the slope of their logarithms: 1 is linear (`benchmarks/scale.py steps`).",
+            "",
+            table(["grows", "step", "ms", "slope"], rows),
+        ]
+    if (path := RESULTS / "scale-runs.json").exists():
+        rows = [[f"{row['rows']:,}", row["steps"], row["seconds"], row["peak_mib"]] for row in load(path)["runs"]]
+        parts += [
+            "## How a run grows",
+            "",
+            "With the rows of its file and the steps of each phase (`benchmarks/scale.py runs`).",
+            "",
+            table(["rows", "steps", "training, s", "peak, MiB"], rows),
+        ]
+    return parts
+
+
+def fidelity() -> list[str]:
+    """Return the table of fidelity.py."""
+    rows = [
+        [row["estimator"], row["precision"], row["radius"], f"{row['cosine']:.4f}", f"{row['norm_ratio']:.3f}"]
+        for row in load(RESULTS / "fidelity.json")["rows"]
+    ]
+    return [
+        "## How true the hypergradient is",
+        "",
+        "The implicit term against the exact mixed product, on TREC questions, a 6-layer encoder and dropout 0.1"
+        " (`benchmarks/fidelity.py`).",
+        "",
+        table(["estimator", "precision", "radius", "cosine", "norm ratio"], rows),
+    ]
+
+
+def methods() -> list[str]:
+    """Return the table of methods.py."""
+    found = [load(path) for path in sorted(RESULTS.glob("methods-*.json"))]
+    said = sorted({f"{each['settings']['set']}: {' '.join(each['settings']['overrides'])}" for each in found})
+    return [
+        "## The methods on real data",
+        "",
+        "Mean ± standard deviation over seeds on the test rows; CPU seconds of LoRA's whole command, and ratios to it"
+        " (`benchmarks/methods.py`). Nothing is tuned; what departs from the defaults stands below.",
+        "",
+        methods_table(found),
+        "",
+        *(f"- {each}" for each in said if not each.endswith(": ")),
+        "",
+    ]
+
+
+def load(path: Path) -> Any:
+    """Return what a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def named(case: str) -> str:
+    """Return the words for a case: `search-4-one-sided` is a search step with K = 4."""
+    if not case.startswith("search-"):
+        return CASES.get(case, case)
+    _, k, estimator = case.split("-", 2)
+    part = ", query and value" if estimator.endswith("-query-value") else ""
+    return f"search, {estimator.removesuffix('-query-value')}, K = {k}{part}"
+
+
+def shape(settings: dict[str, Any]) -> str:
+    """Return the words for the settings of a step."""
+    return (
+        f"{settings['layers']} layers of width {settings['width']}, {settings['batch']} × {settings['length']} tokens,"
+        f" rank {settings['rank']}, {settings['precision']}, {settings['device_name']}"
+    )
+
+
+def table(names: list[str], rows: list[list[Any]]) -> str:
+    """Return a table in Markdown."""
+    lines = [names, ["---"] * len(names), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
