@@ -57,7 +57,7 @@ def steps() -> list[str]:
             f"## A step: {shape(found['settings'])}",
             "",
             "Forward, backward, clipping and AdamW, all linear layers adapted unless said (`benchmarks/step.py`). The"
-            f" floor is the counted operations at the {speed:,.0f} GFLOP/s that a large matrix product reached in that run.",
+            f" floor is the counted operations at the {speed:,.0f} GFLOP/s that a large matrix product reached.",
             "",
             table(["step", "ms", "floor, ms", "ratio", "to"], rows),
         ]
@@ -80,7 +80,7 @@ def memory() -> list[str]:
         parts += [
             f"## The memory of a step: {shape(found['settings'])}",
             "",
-            "MiB, each in a process of its own (`benchmarks/memory.py`): peak of the process; of that, what a step takes"
+            "MiB, each in a process of its own (`benchmarks/memory.py`): peak of the process; what of it a step takes"
             " above the loaded model; what a pass keeps for its backward; what outlives a step but frozen weights.",
             "",
             table(["step", "peak", "step", "saved", "state", "peak to LoRA's"], rows),
@@ -108,8 +108,8 @@ def runs() -> list[str]:
         parts += [
             f"## Whole runs: {settings['set']}, {settings['rows']} train rows, {seeds} seeds",
             "",
-            "Time until the best selection metric of the whole LoRA run is reached, over the time of that run; how often"
-            " it was reached; the time of the whole run over LoRA's; mean best selection metric, LoRA's being"
+            "Time until the best selection metric of the whole LoRA run is reached, over the time of that run; how"
+            " often it was reached; the time of the whole run over LoRA's; mean best selection metric, LoRA's being"
             f" {lora:.4f} (`benchmarks/run.py`).",
             "",
             table(["BiDoRA", "time to LoRA's best", "reached", "whole time", "best"], rows),
