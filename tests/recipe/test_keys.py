@@ -67,6 +67,7 @@ CHANGED = {
     "search.penalty": "3",
     "search.xi": "lower-learning-rate",
     "search.finite_difference_radius": "0.01",
+    "search.settled": "0.4",
     "retrain.from": "search",
     "precision": "bfloat16",
     "seed": "3",

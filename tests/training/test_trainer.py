@@ -531,3 +531,28 @@ def test_loss_that_is_not_finite_ends_the_training(make_adapted, make_rows, tmp_
     trainer = make_trainer(adapted, make_rows, tmp_path, learning_rate=1e30, max_grad_norm=0.0, lower_steps=100)
     with pytest.raises(NonFiniteError, match=r"step \d+ in .*search: the training loss is nan"):
         trainer.train()
+
+
+@pytest.mark.parametrize(("settled", "steps"), [(1.0, 10), (1e-9, 25), (None, 25)])
+def test_search_ends_once_the_magnitudes_have_settled(make_adapted, make_rows, tmp_path, settled, steps):
+    trainer = make_trainer(make_adapted(), make_rows, tmp_path, max_steps=25, lower_steps=1, settled=settled)
+    trainer.train()
+    searched = [entry for entry in trainer.log_history if entry["phase"] == "search"]
+    assert max(entry["step"] for entry in searched) == steps
+    assert max(entry["step"] for entry in trainer.log_history if entry["phase"] == "retrain") == 6
+    told = [entry["magnitude_straightness"] for entry in searched if "magnitude_straightness" in entry]
+    assert told
+    assert all(0 < each < 1 for each in told)
+
+
+@pytest.mark.parametrize(("phase", "step"), [("search", 4), ("search", 8), ("retrain", 2)])
+def test_search_that_settles_is_resumed_bit_for_bit(make_adapted, make_rows, tmp_path, phase, step):
+    changes = {"max_steps": 25, "lower_steps": 1, "settled": 1.0}
+    whole, resumed = make_adapted(dropout=0.1), make_adapted(dropout=0.1)
+    make_trainer(whole, make_rows, tmp_path / "whole", **changes).train()
+    with pytest.raises(Killed, match="killed"):
+        make_trainer(
+            make_adapted(dropout=0.1), make_rows, tmp_path / "killed", callbacks=[KillAt(phase, step)], **changes
+        ).train()
+    make_trainer(resumed, make_rows, tmp_path / "killed", **changes).train(resume_from_checkpoint=True)
+    assert_identical(trained_values(whole), trained_values(resumed))

@@ -55,6 +55,7 @@ def bidora_arguments(recipe: Recipe, task: Task, selection: bool) -> BiDoRAArgum
         penalty=search.penalty,
         xi=search.xi,
         finite_difference_radius=search.finite_difference_radius,
+        settled=search.settled,
         orthogonality=recipe.adapter.orthogonality,
         retrain_from=recipe.retrain.start,
         **{f"retrain_{name}": value for name, value in retrain.items()},

@@ -185,6 +185,7 @@ class SearchSection(PhaseSection):
     penalty: Rate = 10.0
     xi: Number | Literal["lower-learning-rate", "adam"] = 1.0
     finite_difference_radius: Rate | None = None
+    settled: Annotated[Number, Field(gt=0, le=1)] | None = None
 
 
 class RetrainSection(PhaseSection):

@@ -42,6 +42,8 @@ class BiDoRAArguments(TrainingArguments):
         xi: ξ, the multiple of the identity in place of the inverse Hessian; "lower-learning-rate" for the present one;
             or "adam" for the response of the lower level's Adam step, a diagonal (SAMA, arXiv:2310.05674).
         finite_difference_radius: ‖εv‖; None for the default of the precision.
+        settled: ends the search once the magnitudes go less straight than this over ten upper steps, see
+            `bilevel.settling`; None for the whole search.
         orthogonality: γ, the weight of the direction's orthogonality in the lower loss of the search.
         retrain_from: "initial" resets the direction after the search, "search" continues from it.
         retrain_max_steps: optimiser steps of the retrain phase; None for max_steps.
@@ -60,6 +62,7 @@ class BiDoRAArguments(TrainingArguments):
     penalty: float = 10.0
     xi: float | str = field(default=1.0)
     finite_difference_radius: float | None = None
+    settled: float | None = None
     orthogonality: float = 1e-5
     retrain_from: str = "initial"
     retrain_max_steps: int | None = None
@@ -97,6 +100,11 @@ class BiDoRAArguments(TrainingArguments):
                     "finite_difference_radius",
                     "a finite number above 0, or None",
                     self.finite_difference_radius is None or 0 < self.finite_difference_radius < math.inf,
+                ),
+                (
+                    "settled",
+                    "a number above 0 and up to 1, or None",
+                    self.settled is None or 0 < self.settled <= 1,
                 ),
                 (
                     "xi",

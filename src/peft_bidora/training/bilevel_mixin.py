@@ -158,6 +158,8 @@ class BilevelMixin(_AnyTrainer):
             for parameter, added in zip(direction, gradient.lower, strict=True):
                 parameter.grad = added if parameter.grad is None else parameter.grad.add_(added)
         upper.finish_step(gradient)
+        if self.args.settled is not None and upper.has_settled(self.args.settled):
+            self.control.should_training_stop = True
 
     def _response(self, direction: list[nn.Parameter]) -> tuple[Tensor, ...]:
         """Return the response of the coming lower step to its gradient; clipping is left out of it."""

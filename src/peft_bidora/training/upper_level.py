@@ -18,8 +18,11 @@ from peft_bidora.bilevel.hypergradient import (
     one_sided_difference_hypergradient,
     value_function_free_gradient,
 )
+from peft_bidora.bilevel.settling import Straightness
 from peft_bidora.training.arguments import XI_OF_ADAM, XI_OF_LOWER, BiDoRAArguments
 from peft_bidora.training.upper_batches import UpperBatches
+
+WINDOW = 10  # upper steps over which it is seen whether the magnitudes have settled
 
 
 class UpperLevel:
@@ -52,20 +55,30 @@ class UpperLevel:
             num_warmup_steps=args.get_warmup_steps(search_steps) // args.lower_steps,
             num_training_steps=upper_steps,
         )
+        self._straightness = Straightness(magnitude, WINDOW)
+        self._straight: float | None = None  # of the last window
         self._sums: list[Tensor] = []
         self._count = 0
 
     def finish_step(self, gradient: UpperGradient) -> None:
-        """Advance the schedule and remember what is logged; nothing leaves the device."""
+        """Advance the schedule and remember what is logged; nothing leaves the device but a number a window."""
         self.scheduler.step()
         self.steps += 1
+        straight = self._straightness.add_step()
+        self._straight = self._straight if straight is None else straight
         values = [gradient.upper_loss, gradient.norm(), gradient.direct_implicit_cosine()]
         self._sums = [a + b for a, b in zip(self._sums, values, strict=True)] if self._sums else values
         self._count += 1
 
+    def has_settled(self, threshold: float) -> bool:
+        """Return whether the magnitudes went less straight than a threshold over the last window of upper steps."""
+        return self._straight is not None and self._straight < threshold
+
     def drain_logs(self) -> dict[str, float]:
         """Return the means since the last call, and the learning rate."""
         logs = {"upper_learning_rate": float(self.scheduler.get_last_lr()[0])}
+        if self._straight is not None:
+            logs["magnitude_straightness"] = self._straight
         if self._count:
             loss, norm, cosine = (torch.stack(self._sums).float() / self._count).tolist()
             logs |= {"upper_loss": loss, "hypergradient_norm": norm, "direct_implicit_cosine": cosine}
@@ -79,6 +92,8 @@ class UpperLevel:
             "scheduler": self.scheduler.state_dict(),
             "batches": self.batches.state_dict(),
             "steps": self.steps,
+            "straightness": self._straightness.state_dict(),
+            "straight": self._straight,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -87,6 +102,8 @@ class UpperLevel:
         self.scheduler.load_state_dict(state["scheduler"])
         self.batches.load_state_dict(state["batches"])
         self.steps = state["steps"]
+        self._straightness.load_state_dict(state["straightness"])
+        self._straight = state["straight"]
 
 
 def estimator_of(args: BiDoRAArguments, lower_learning_rate: float) -> Estimator:
