@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
+from peft_bidora.data import examples as module
 from peft_bidora.data.columns import Columns, Layout
 from peft_bidora.data.examples import Examples, read_examples
 from peft_bidora.data.faults import Fault
@@ -93,3 +94,20 @@ def test_take_keeps_every_list_parallel(build: Callable[..., Examples]) -> None:
     taken = build(["x", "y", "z"], ["a", "b", "c"], ["f", "g", "h"]).take([2, 0])
     assert (taken.texts, taken.labels, taken.groups) == ([("c",), ("a",)], ["z", "x"], ["h", "f"])
     assert (taken.rows, taken.lines, len(taken)) == ([{"number": 2}, {"number": 0}], [3, 1], 2)
+
+
+def test_chunks_are_the_rows_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 3)
+    whole = Examples(
+        texts=[(str(row),) for row in range(7)],
+        labels=list("abcdefg"),
+        groups=None,
+        rows=[{"n": row} for row in range(7)],
+        source="rows",
+        lines=list(range(1, 8)),
+        unit="row",
+    )
+    parts = list(whole.chunks())
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert [row for part in parts for row in part.rows] == whole.rows
+    assert [label for part in parts for label in part.labels or []] == whole.labels

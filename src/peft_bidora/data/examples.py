@@ -1,6 +1,6 @@
 """Turn the rows of a table into checked examples; all faults of a file are reported at once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,8 @@ from peft_bidora.data.fields import FieldReader, read_group
 from peft_bidora.data.table import Row, Table, Unit
 from peft_bidora.data.wording import listed, listed_columns, places, rows_have
 from peft_bidora.errors import DataError
+
+CHUNK = 1000
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Examples:
             rows=[self.rows[i] for i in chosen],
             lines=[self.lines[i] for i in chosen],
         )
+
+    def chunks(self) -> Iterator["Examples"]:
+        """Yield the examples a thousand at a time, so that what is made of them need not lie in memory at once."""
+        for start in range(0, len(self), CHUNK):
+            yield self.take(range(start, min(start + CHUNK, len(self))))
 
     def required_labels(self) -> list[Any]:
         """Return the labels, for work that is impossible without.

@@ -127,11 +127,13 @@ def _training_rows(parts: dict[str, Any]) -> Any:
 
 
 def _dataset(prepared: Prepared, examples: Examples) -> Any:
-    from datasets import Dataset
+    from datasets import Dataset, concatenate_datasets
 
-    if not len(examples):
-        return None
-    return Dataset.from_dict(prepared.rows.task.encode(examples, prepared.tokenizer, prepared.max_length))
+    parts: list[Any] = []
+    for chunk in examples.chunks():
+        columns = prepared.rows.task.encode(chunk, prepared.tokenizer, prepared.max_length)
+        parts.append(Dataset.from_dict(columns, features=parts[0].features if parts else None))
+    return concatenate_datasets(parts) if parts else None
 
 
 def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any], seconds: float) -> dict[str, Any]:

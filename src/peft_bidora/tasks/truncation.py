@@ -21,7 +21,8 @@ def text_notes(task: Task, tokenizer: Any, max_length: int, name: str, examples:
         name: of the split.
         examples: its rows.
     """
-    cut = sum(len(ids) > max_length for ids in task.encode(examples, tokenizer, UNCUT)["input_ids"])
+    encoded = (task.encode(chunk, tokenizer, UNCUT)["input_ids"] for chunk in examples.chunks())
+    cut = sum(len(ids) > max_length for rows in encoded for ids in rows)
     told = f"{name} split: {rows_have(cut)} a text that is cut to fit into data.max_length={max_length}."
     return [told] if cut else []
 
