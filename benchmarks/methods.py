@@ -140,7 +140,8 @@ def table(measured: list[dict[str, Any]]) -> str:
         for name in METHODS:
             row = found.get(name)
             score = row and f"{row['mean']:.3f} ± {row['standard_deviation']:.3f}"
-            time = row and (f"{row['cpu_seconds']:.0f} s" if name == "lora" else f"× {row['time_over_lora']}")
+            timed = row and "cpu_seconds" in row
+            time = timed and (f"{row['cpu_seconds']:.0f} s" if name == "lora" else f"× {row['time_over_lora']}")
             cells += [score or "–", time or "–"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
