@@ -556,3 +556,18 @@ def test_search_that_settles_is_resumed_bit_for_bit(make_adapted, make_rows, tmp
         ).train()
     make_trainer(resumed, make_rows, tmp_path / "killed", **changes).train(resume_from_checkpoint=True)
     assert_identical(trained_values(whole), trained_values(resumed))
+
+
+def test_each_search_step_draws_rows_of_large_layers_anew(make_adapted, make_rows, tmp_path, monkeypatch):
+    asked = []
+
+    class Recorder:
+        def __init__(self, model: Any) -> None:
+            pass
+
+        def add_gradient(self, weight: float, step: int) -> None:
+            asked.append((weight, step))
+
+    monkeypatch.setattr(bilevel_mixin, "OrthogonalityRegularizer", Recorder)
+    make_trainer(make_adapted(), make_rows, tmp_path, orthogonality=0.5).train()
+    assert asked == [(0.5, step) for step in range(7)]
