@@ -24,9 +24,7 @@ from peft_bidora.adapter.layer import base_weight, dora_layers
 
 # Numbers of W0·W0ᵀ that are squared at a time: what a CPU's cache holds, or what keeps another device busy.
 SQUARED_ON_CPU, SQUARED = 2**18, 2**24
-
-
-MOST_ROWS, DRAWN_ROWS = 1024, 512  # of a layer whose W0·W0ᵀ is kept; of a larger one for a step
+MOST_ROWS, DRAWN_ROWS = 1024, 512  # of a layer whose W0·W0ᵀ is kept; of a larger one in a step
 
 
 class OrthogonalityRegularizer:
