@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from peft_bidora.errors import RecipeError
-from peft_bidora.training.arguments import BiDoRAArguments
+from peft_bidora.training.arguments import BiDoRAArguments, estimator_for
 
 
 def arguments(**options: Any) -> BiDoRAArguments:
@@ -14,16 +14,16 @@ def arguments(**options: Any) -> BiDoRAArguments:
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("named", "bfloat16", "expected"),
     [
-        ({}, "one-sided"),
-        ({"bf16": True}, "finite-difference"),
-        ({"hypergradient": "one-sided", "bf16": True}, "one-sided"),
-        ({"hypergradient": "exact"}, "exact"),
+        ("auto", False, "one-sided"),
+        ("auto", True, "finite-difference"),
+        ("one-sided", True, "one-sided"),
+        ("exact", False, "exact"),
     ],
 )
-def test_estimator_follows_the_precision_unless_it_is_named(options: dict[str, Any], expected: str) -> None:
-    assert arguments(**options).hypergradient == expected
+def test_estimator_follows_the_precision_unless_it_is_named(named: str, bfloat16: bool, expected: str) -> None:
+    assert estimator_for(named, bfloat16=bfloat16) == expected
 
 
 @pytest.mark.parametrize(

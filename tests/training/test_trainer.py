@@ -106,10 +106,11 @@ def test_zero_upper_learning_rate_leaves_magnitude_bit_identical(make_adapted, m
 
 
 @pytest.mark.parametrize(("lower_steps", "upper_steps"), [(1, 7), (2, 3), (4, 1), (8, 0)])
-def test_upper_step_follows_every_kth_lower_step(make_adapted, make_rows, tmp_path, lower_steps, upper_steps):
+def test_upper_step_follows_every_kth_lower_step(make_adapted, make_rows, tmp_path, lower_steps, upper_steps, caplog):
     trainer = make_trainer(make_adapted(), make_rows, tmp_path, lower_steps=lower_steps)
     trainer.train()
     assert trainer._upper.steps == upper_steps
+    assert ("no upper step is taken" in caplog.text) == (upper_steps == 0)
 
 
 def test_magnitudes_stay_fixed_in_the_retrain_phase(make_adapted, make_rows, tmp_path):

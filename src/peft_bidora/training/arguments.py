@@ -158,7 +158,6 @@ class BiDoRAArguments(TrainingArguments):
             )
         if faults:
             raise RecipeError(*faults)
-        self.hypergradient = estimator_for(self.hypergradient, bfloat16=self.bf16)
 
 
 def estimator_for(hypergradient: str, *, bfloat16: bool) -> str:

@@ -1,5 +1,6 @@
 """The search phase on transformers' Trainer: the upper level, added to the training loop."""
 
+import logging
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,14 @@ from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state
 from peft_bidora.bilevel.response import adam_response
 from peft_bidora.bilevel.step import upper_step
 from peft_bidora.errors import CheckpointError, ModelError, SplitError
-from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments
+from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments, estimator_for
 from peft_bidora.training.upper_batches import Batch, UpperBatches
-from peft_bidora.training.upper_level import UpperLevel, estimator_of
+from peft_bidora.training.upper_level import UpperLevel, estimator_of, rounds_to_bfloat16
 
 # What a mixin's `super()` and `self` are: some Trainer, known when the class is combined with one.
 _AnyTrainer: Any = Trainer if TYPE_CHECKING else object
 UPPER_LEVEL_NAME = "upper_level.pt"
+logger = logging.getLogger(__name__)
 
 
 class BilevelMixin(_AnyTrainer):
@@ -69,6 +71,7 @@ class BilevelMixin(_AnyTrainer):
         self.upper_dataset = upper_dataset
         self.levels: Levels = split_levels(self.model)
         self.phase = "search"
+        self._bfloat16 = rounds_to_bfloat16(self.model, self.args)
         self._upper: UpperLevel | None = None
         self._regularizer: OrthogonalityRegularizer | None = None
         self._lower_losses: list[ReplayedLoss] = []
@@ -89,6 +92,13 @@ class BilevelMixin(_AnyTrainer):
         """Make the schedules of both levels; in the search phase the upper level starts anew."""
         if self.phase == "search":
             _refuse_reentrant_checkpoints(self.model)
+            if num_training_steps < self.args.lower_steps:
+                logger.warning(
+                    "lower_steps=%d: the search has %d steps, so that no upper step is taken and the magnitudes stay as"
+                    " they are. Lower it, or make the search longer.",
+                    self.args.lower_steps,
+                    num_training_steps,
+                )
             self._upper = self._new_upper_level(num_training_steps)
             self._lower_losses = []
             gamma = self.args.orthogonality
@@ -103,7 +113,8 @@ class BilevelMixin(_AnyTrainer):
         magnitude = list(self.levels.magnitude.values())
         due = (self.state.global_step + 1) % self.args.lower_steps == 0
         # Only a one-sided difference reads ∂L_train/∂M of the training pass.
-        require_gradient(magnitude, due and self.args.hypergradient == "one-sided")
+        reuses = estimator_for(self.args.hypergradient, bfloat16=self._bfloat16) == "one-sided"
+        require_gradient(magnitude, due and reuses)
         if due:
             batch = dict(inputs)
             micro_batches = self.current_gradient_accumulation_steps
@@ -145,7 +156,7 @@ class BilevelMixin(_AnyTrainer):
                 response=self._response(direction) if self.args.xi == XI_OF_ADAM else None,
             )
             gradient = upper_step(
-                estimator_of(self.args, self._get_learning_rate()),
+                estimator_of(self.args, self._get_learning_rate(), bfloat16=self._bfloat16),
                 problem,
                 upper.optimizer,
                 max_norm=self.args.max_grad_norm,

@@ -71,7 +71,9 @@ class ExactTrainer(Trainer):
             output: EvalLoopOutput = super().evaluation_loop(*args, **kwargs)
             if self._evaluated and output.metrics is not None:
                 loss, tokens = self.accelerator.reduce(torch.stack(self._evaluated).sum(0), "sum").tolist()
-                output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = loss / tokens
+                output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = (
+                    loss / tokens if tokens else math.nan
+                )
         finally:
             self._evaluated = None
         return output

@@ -19,7 +19,7 @@ from peft_bidora.bilevel.hypergradient import (
     value_function_free_gradient,
 )
 from peft_bidora.bilevel.settling import Straightness
-from peft_bidora.training.arguments import XI_OF_ADAM, XI_OF_LOWER, BiDoRAArguments
+from peft_bidora.training.arguments import XI_OF_ADAM, XI_OF_LOWER, BiDoRAArguments, estimator_for
 from peft_bidora.training.upper_batches import UpperBatches
 
 WINDOW = 10  # upper steps over which it is seen whether the magnitudes have settled
@@ -106,16 +106,22 @@ class UpperLevel:
         self._straight = state["straight"]
 
 
-def estimator_of(args: BiDoRAArguments, lower_learning_rate: float) -> Estimator:
+def rounds_to_bfloat16(model: nn.Module, args: BiDoRAArguments) -> bool:
+    """Return whether the passes round to bfloat16: under autocast, or by weights of the model that are no wider."""
+    return args.bf16 or any(each.dtype in (torch.bfloat16, torch.float16) for each in model.parameters())
+
+
+def estimator_of(args: BiDoRAArguments, lower_learning_rate: float, *, bfloat16: bool) -> Estimator:
     """Return the estimator that the options name, its own options bound.
 
     Args:
         args: the options of the run.
         lower_learning_rate: the present one, for ξ = "lower-learning-rate".
+        bfloat16: whether the passes round to it.
     """
     named = {XI_OF_LOWER: lower_learning_rate, XI_OF_ADAM: 1.0}  # Adam's response has the rate in it
     xi = named[args.xi] if isinstance(args.xi, str) else float(args.xi)
-    radius = args.finite_difference_radius or default_radius(torch.bfloat16 if args.bf16 else torch.float32)
+    radius = args.finite_difference_radius or default_radius(torch.bfloat16 if bfloat16 else torch.float32)
     estimators: dict[str, Estimator] = {
         "finite-difference": partial(central_difference_hypergradient, xi=xi, radius=radius),
         "one-sided": partial(one_sided_difference_hypergradient, xi=xi, radius=radius),
@@ -123,4 +129,4 @@ def estimator_of(args: BiDoRAArguments, lower_learning_rate: float) -> Estimator
         "first-order": direct_gradient,
         "pbgd-free": partial(value_function_free_gradient, penalty=args.penalty),
     }
-    return estimators[args.hypergradient]
+    return estimators[estimator_for(args.hypergradient, bfloat16=bfloat16)]
