@@ -97,7 +97,9 @@ def clock(function: Callable[[], Any], device: str) -> float:
 
 def device_name(options: argparse.Namespace) -> str:
     """Return the name of the device."""
-    return torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads"
+    if options.device == "cuda":
+        return torch.cuda.get_device_name()
+    return "1 CPU thread" if options.threads == 1 else f"{options.threads} CPU threads"
 
 
 class Bench:
