@@ -11,7 +11,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from peft_bidora.adapter.kept import forget, kept
-from peft_bidora.adapter.scaled_sum import add_low_rank, folded, scaled_sum, shift_of
+from peft_bidora.adapter.scaled_sum import add_low_rank, folded, projected, scaled_sum, shift_of
 from peft_bidora.adapter.weight import row_norm
 
 _PREDICTION, _BASE_NORM = "prediction_constants", "base_row_norm_squared"  # what a layer keeps
@@ -84,7 +84,7 @@ def _predict(module: Any, adapter: str, x: Tensor, result: Tensor) -> Tensor:
     scale, shift, lora_a, folded_b = kept(module, _PREDICTION, tensors, (adapter, scaling, dtype), constants)
     result = result.contiguous()  # never written into: a hook of the base layer may keep it
     scaled = result * scale if shift is None else torch.addcmul(shift, result, scale)
-    return add_low_rank(scaled, x.to(dtype) @ lora_a.T, folded_b)
+    return add_low_rank(scaled, projected(x.to(dtype), lora_a), folded_b)
 
 
 def forget_constants(model: nn.Module) -> None:

@@ -43,15 +43,20 @@ def folded(lora_b: Tensor, scale: Tensor, scaling: float) -> Tensor:
     return lora_b * (scaling * scale)[:, None]
 
 
+def projected(x: Tensor, lora_a: Tensor) -> Tensor:
+    """Return A·x of each row, (rows, r); x is (..., in)."""
+    return (lora_a @ x.reshape(-1, x.shape[-1]).T).T
+
+
 def add_low_rank(scaled: Tensor, inner: Tensor, folded_b: Tensor) -> Tensor:
     """Add (s·c ⊙ B)·A·x to c ⊙ b0 + shift, in place.
 
     Args:
         scaled: (..., out), contiguous.
-        inner: (..., r), A·x.
+        inner: (rows, r), A·x.
         folded_b: (out, r).
     """
-    scaled.view(-1, scaled.shape[-1]).addmm_(inner.reshape(-1, inner.shape[-1]), folded_b.T)
+    scaled.view(-1, scaled.shape[-1]).addmm_(inner, folded_b.T)
     return scaled
 
 
@@ -69,7 +74,7 @@ class _ScaledSum(torch.autograd.Function):
     ) -> Tensor:
         factor = scale.to(base.dtype)
         shift = shift_of(factor, None if bias is None else bias.to(base.dtype))
-        inner = x @ lora_a.T
+        inner = projected(x, lora_a)
         scaled = base * factor if shift is None else torch.addcmul(shift, base, factor)
         add_low_rank(scaled, inner, folded(lora_b, factor, scaling))
         ctx.scaling = scaling
@@ -81,7 +86,7 @@ class _ScaledSum(torch.autograd.Function):
         x, lora_a, lora_b, scale, inner, base, bias = ctx.saved_tensors
         of_base, of_x, of_a, of_b, of_scale, of_bias, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # a second derivative goes through A·x, not through its kept value
-            inner = x @ lora_a.T
+            inner = projected(x, lora_a)
         factor = scale.to(gradient.dtype)
         rows = gradient.reshape(-1, gradient.shape[-1])
         base_gradient = gradient * factor if of_base else None
@@ -91,7 +96,7 @@ class _ScaledSum(torch.autograd.Function):
             x_gradient = (inner_gradient @ lora_a).view(x.shape) if of_x else None
             a_gradient = inner_gradient.T @ x.reshape(-1, x.shape[-1]) if of_a else None
         if of_b or of_scale:
-            product = (inner.reshape(-1, inner.shape[-1]).T @ rows).T  # (out, r)
+            product = (inner.T @ rows).T  # (out, r)
             b_gradient = folded(product, factor, ctx.scaling) if of_b else None
         if of_scale:
             scale_gradient = (rows * base.reshape(rows.shape)).sum(0, dtype=scale.dtype)
