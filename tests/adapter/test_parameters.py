@@ -45,7 +45,7 @@ def test_lora_model_is_refused(make_adapted):
 def test_frozen_direction_is_refused(make_adapted):
     model = make_adapted()
     require_gradient(list(split_levels(model).direction.values()), False)
-    with pytest.raises(AdapterError, match="got 4 magnitudes and 0 other trainable parameters"):
+    with pytest.raises(AdapterError, match="got 0 magnitudes and 0 other trainable parameters"):
         split_levels(model)
 
 
@@ -76,3 +76,13 @@ def test_snapshot_of_other_parameters_is_refused_and_nothing_changed(make_adapte
     with pytest.raises(AdapterError, match=rf"these stand on one side only: {removed}\. Use the model"):
         restore(levels.direction, values)
     assert all(torch.equal(before[name], levels.direction[name]) for name in before)
+
+
+def test_magnitudes_of_a_frozen_adapter_are_of_no_level(make_adapted):
+    model = make_adapted()
+    for name, parameter in model.named_parameters():
+        if "query" in name and "lora_" in name:
+            parameter.requires_grad_(False)
+    levels = split_levels(model)
+    assert len(levels.magnitude) == 2
+    assert not any("query" in name for name in (*levels.magnitude, *levels.direction))

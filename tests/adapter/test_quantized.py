@@ -11,6 +11,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from peft_bidora import AdapterOptions, attach_adapter
 from peft_bidora.adapter.layer import base_weight, dora_layers, set_norm_in_graph
+from peft_bidora.adapter.packed import rounds_coarsely
 from peft_bidora.adapter.parameters import split_levels
 from peft_bidora.bilevel.hypergradient import (
     BilevelProblem,
@@ -20,6 +21,7 @@ from peft_bidora.bilevel.hypergradient import (
 )
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state
 from peft_bidora.bilevel.tensors import cosine, norm
+from peft_bidora.errors import AdapterError
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings(
@@ -126,7 +128,7 @@ def with_unpacked_rest(adapted: Any, model: Any) -> Any:
 
 
 def problem(model: Any) -> BilevelProblem:
-    model.train()  # bitsandbytes packs anew for a CPU what it reads in evaluation, and loses the gradient
+    model.eval()
     set_norm_in_graph(model, True)
     levels = split_levels(model)
 
@@ -147,3 +149,45 @@ def test_differences_over_four_bits_are_the_exact_product_over_the_unpacked_weig
         # float32, and a radius for real models.
         assert cosine(found, expected).item() >= 0.999
         assert (norm(found) / norm(expected)).item() == pytest.approx(1.0, rel=2e-2)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gradients_are_the_same_after_an_evaluation(source: Path, bits: int) -> None:
+    model = ours(load(source, bits))
+    with torch.no_grad():
+        model.eval()(IDS)
+    _, expected = loss_and_gradients(ours(load(source, bits)))
+    _, found = loss_and_gradients(model)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_four_bits_that_were_laid_out_anew_for_predictions_are_refused(source: Path) -> None:
+    base = load(source, 4).eval()
+    with torch.no_grad():
+        base(IDS)
+    layer = base.model.layers[0].mlp.up_proj
+    if not getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+        pytest.skip("this processor has no instructions for another layout")
+    with pytest.raises(AdapterError, match="4-bit weights out anew: no gradient passes them"):
+        ours(base)
+
+
+def test_predictions_over_four_bits_are_those_over_the_unpacked_weights(source: Path) -> None:
+    model = ours(load(source, 4)).eval()
+    with torch.no_grad():
+        first = model(IDS).logits
+        torch.testing.assert_close(model(IDS).logits, first, rtol=0, atol=0)
+        torch.testing.assert_close(first, unpack(model).eval()(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("compute", "expected"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_what_four_bits_are_computed_in_is_how_coarse_they_are(
+    source: Path, compute: torch.dtype, expected: bool
+) -> None:
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    assert rounds_coarsely(LlamaForCausalLM.from_pretrained(source, quantization_config=config)) is expected
+
+
+def test_eight_bits_are_coarse(source: Path) -> None:
+    assert rounds_coarsely(load(source, 8))

@@ -164,3 +164,23 @@ def test_rows_are_drawn_by_the_step_alone():
 def test_nothing_of_a_layer_of_many_rows_is_kept(double, monkeypatch):
     monkeypatch.setattr(regularizer_module, "MOST_ROWS", 5)
     assert [gram for _, gram in OrthogonalityRegularizer(double)._groups] == [None]
+
+
+@pytest.mark.parametrize("out", [1, 64])
+def test_orthonormal_rows_in_float32_leave_the_gradient_small(out):
+    w = torch.linalg.qr(draw(64, 64, seed=0))[0][:out].float()
+    value, gradient_a, gradient_b = computed(w[None], draw(1, 2, 64, seed=1).float(), torch.zeros(1, out, 2), 1.0)
+    assert value.item() < 1e-2
+    # The root of the rounding of float32; before, its reciprocal.
+    assert gradient_b.abs().max() < 0.1
+    assert gradient_a.abs().max() < 0.1
+
+
+def test_frozen_adapter_is_left_out(double):
+    for name, parameter in double.named_parameters():
+        if "query" in name:
+            parameter.requires_grad_(False)
+    OrthogonalityRegularizer(double).add_gradient(1.0, 0)
+    reached = {name for name, parameter in double.named_parameters() if parameter.grad is not None}
+    assert reached
+    assert not any("query" in name for name in reached)

@@ -66,3 +66,10 @@ def test_mixed_product_is_zero_where_the_levels_do_not_meet():
     for loss in (lambda: (m**2).sum() + (v**2).sum(), lambda: (m**2).sum() + v.sum(), lambda: (m**2).sum()):
         (product,) = mixed_product([loss], [m], [v], vector)
         assert torch.equal(product, torch.zeros_like(m))
+
+
+def test_loss_that_reaches_no_parameter_has_a_gradient_of_zeros():
+    (w,) = leaves((3,))
+    value, (gradient,) = loss_and_gradient([lambda: torch.tensor(2.0), lambda: (w**2).sum()], [w])
+    torch.testing.assert_close(value, 2 + (w.detach() ** 2).sum(), check_dtype=False)
+    assert torch.equal(gradient, 2 * w.detach())

@@ -13,6 +13,7 @@ from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
 from peft_bidora.bilevel.response import adam_response
 from peft_bidora.errors import CheckpointError, NonFiniteError
 from peft_bidora.training import bilevel_mixin
+from peft_bidora.training import trainer as trainer_module
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.trainer import BiDoRATrainer
 
@@ -572,3 +573,47 @@ def test_each_search_step_draws_rows_of_large_layers_anew(make_adapted, make_row
     monkeypatch.setattr(bilevel_mixin, "OrthogonalityRegularizer", Recorder)
     make_trainer(make_adapted(), make_rows, tmp_path, orthogonality=0.5).train()
     assert asked == [(0.5, step) for step in range(7)]
+
+
+def test_kill_between_the_last_checkpoint_of_a_settled_search_and_its_end_is_resumed_exactly(
+    make_adapted, make_rows, tmp_path, monkeypatch
+):
+    changes = {"max_steps": 25, "lower_steps": 1, "settled": 1.0, "save_steps": 5}  # it settles at step 10
+    whole, resumed = make_adapted(dropout=0.1), make_adapted(dropout=0.1)
+    make_trainer(whole, make_rows, tmp_path / "whole", **changes).train()
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer_module, "_write_ended", killed)
+        with pytest.raises(Killed, match="killed"):
+            make_trainer(make_adapted(dropout=0.1), make_rows, tmp_path / "killed", **changes).train()
+    trainer = make_trainer(resumed, make_rows, tmp_path / "killed", **changes)
+    trainer.train(resume_from_checkpoint=True)
+    assert max(entry["step"] for entry in trainer.log_history if entry["phase"] == "search") == 10
+    assert_identical(trained_values(whole), trained_values(resumed))
+
+
+def test_phase_that_a_callback_ended_is_not_trained_further_on_resume(make_adapted, make_rows, tmp_path):
+    class StopAt3(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if Path(args.output_dir).name == "retrain" and state.global_step == 3:
+                control.should_training_stop = control.should_save = True
+
+    whole, resumed = make_adapted(), make_adapted()
+    make_trainer(whole, make_rows, tmp_path, callbacks=[StopAt3()]).train()
+    trainer = make_trainer(resumed, make_rows, tmp_path, callbacks=[StopAt3()])
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert_identical(trained_values(whole), trained_values(resumed))
+
+
+def test_upper_state_of_another_version_is_told(make_adapted, make_rows, tmp_path):
+    with pytest.raises(Killed, match="killed"):
+        make_trainer(make_adapted(), make_rows, tmp_path, callbacks=[KillAt("search", 4)]).train()
+    path = tmp_path / "search/checkpoint-3/upper_level.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in state.items() if name != "straightness"}, path)
+    with pytest.raises(CheckpointError, match="has no 'straightness': another version"):
+        make_trainer(make_adapted(), make_rows, tmp_path).train(resume_from_checkpoint=True)

@@ -6,7 +6,7 @@ import torch
 from peft_bidora.bilevel.hypergradient import BilevelProblem
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state
 from peft_bidora.training.arguments import BiDoRAArguments
-from peft_bidora.training.upper_level import estimator_of, rounds_to_bfloat16
+from peft_bidora.training.upper_level import estimator_of
 
 
 @pytest.mark.parametrize(("xi", "factor"), [(1.0, 1.0), (3.0, 3.0), ("lower-learning-rate", 0.25), (0.0, 0.0)])
@@ -20,20 +20,6 @@ def test_xi_scales_the_implicit_term(xi, factor, hypergradient, tmp_path):
     implicit = estimator_of(args, 0.25, bfloat16=False)(problem).implicit[0].item()
     # ∂²(V²M)/∂M∂V · v = 2V · 5 = 20; a one-sided difference adds the radius times 5.
     assert implicit == pytest.approx(-20 * factor, rel=5e-3)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "bf16", "expected"),
-    [
-        (torch.float32, False, False),
-        (torch.float32, True, True),
-        (torch.bfloat16, False, True),
-        (torch.float64, False, False),
-    ],
-)
-def test_passes_round_under_autocast_or_by_the_weights(dtype, bf16, expected, tmp_path):
-    args = BiDoRAArguments(str(tmp_path), bf16=bf16, report_to=[], use_cpu=True)
-    assert rounds_to_bfloat16(torch.nn.Linear(2, 2, dtype=dtype), args) is expected
 
 
 def test_radius_is_that_of_the_precision(tmp_path):

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
+from peft_bidora.adapter.packed import hold_layout
 from peft_bidora.errors import AdapterError
 
 # The endings of query and value projections, as the architectures name them; the first that all occur are taken.
@@ -154,6 +155,7 @@ def attach_adapter(
         modules_to_save=list(head) or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
+    hold_layout(model)  # PEFT takes the first magnitudes from the weights
     peft_model = get_peft_model(model, config)
     if use_dora:
         use_closed_form(peft_model)
@@ -177,6 +179,7 @@ def use_closed_form(model: PeftModel) -> None:
     for _, module, adapter in layers:
         if type(module.lora_variant[adapter]) is DoraLinearVariant:
             module.lora_variant[adapter] = variant
+    hold_layout(model)
 
 
 def _linear_layers(model: nn.Module) -> dict[str, Any]:

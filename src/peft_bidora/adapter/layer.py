@@ -11,6 +11,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from peft_bidora.adapter.kept import forget, kept
+from peft_bidora.adapter.packed import is_int8, unpacked_int8
 from peft_bidora.adapter.scaled_sum import add_low_rank, folded, projected, scaled_sum, shift_of
 from peft_bidora.adapter.weight import row_norm
 
@@ -97,7 +98,7 @@ def base_product(module: Any, lora_a: Tensor) -> Tensor:
     """Return W0·Aᵀ, (out, r); through the base layer's own forward pass where its weight is packed."""
     weight = module.get_base_layer().weight
     # A bias that is added and taken off again would drown it in bfloat16; a layer of 8 bits rounds what it reads too.
-    if weight.is_floating_point() or _is_int8(weight):
+    if weight.is_floating_point() or is_int8(weight):
         matrix = base_weight(module)
         return (lora_a.to(matrix.dtype) @ matrix.T).T  # r rows: faster than r columns
     product, bias = _through_base(module, lora_a), getattr(module.get_base_layer(), "bias", None)
@@ -118,25 +119,12 @@ def base_weight(module: Any) -> Tensor:
     """Return W0 as (out, in), whatever way round the layer stores it."""
     base_layer = module.get_base_layer()
     weight: Tensor = base_layer.weight
-    if _is_int8(weight):
-        weight = _unpacked_int8(base_layer)
+    if is_int8(weight):
+        weight = unpacked_int8(base_layer)
     elif type(weight) is not nn.Parameter or not weight.is_floating_point():
         weight = dequantize_module_weight(base_layer)
     weight = weight.detach()
     return weight.T if module.fan_in_fan_out else weight
-
-
-def _is_int8(weight: Tensor) -> bool:
-    return type(weight).__name__ == "Int8Params"  # of bitsandbytes
-
-
-def _unpacked_int8(base_layer: Any) -> Tensor:
-    """Return W0; PEFT's function for it would put another parameter into the layer, which then loses its scales."""
-    from bitsandbytes.functional import int8_vectorwise_dequant
-
-    scales = base_layer.weight.SCB if base_layer.state.SCB is None else base_layer.state.SCB
-    weight: Tensor = int8_vectorwise_dequant(base_layer.weight.data, scales)
-    return weight
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,12 @@ def split_levels(model: nn.Module) -> Levels:
     Raises:
         AdapterError: the model has no DoRA magnitudes, or nothing else to train.
     """
-    magnitudes = {id(module.lora_magnitude_vector[adapter].weight) for _, module, adapter in dora_layers(model)}
+    magnitudes = {
+        id(module.lora_magnitude_vector[adapter].weight): is_trained(module, adapter)
+        for _, module, adapter in dora_layers(model)
+    }
     named = dict(model.named_parameters())
-    magnitude = {name: parameter for name, parameter in named.items() if id(parameter) in magnitudes}
+    magnitude = {name: parameter for name, parameter in named.items() if magnitudes.get(id(parameter))}
     direction = {
         name: parameter
         for name, parameter in named.items()
@@ -43,6 +47,11 @@ def split_levels(model: nn.Module) -> Levels:
             f" {len(direction)} other trainable parameters. Wrap the model with LoraConfig(use_dora=True)."
         )
     return Levels(direction, magnitude)
+
+
+def is_trained(module: Any, adapter: str) -> bool:
+    """Return whether the direction of an adapter is trained in a layer, and so its magnitude: another may be frozen."""
+    return bool(module.lora_A[adapter].weight.requires_grad or module.lora_B[adapter].weight.requires_grad)
 
 
 def snapshot(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:

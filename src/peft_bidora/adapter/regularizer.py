@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_bidora.adapter.layer import base_weight, dora_layers
+from peft_bidora.adapter.parameters import is_trained
 
 # Numbers of W0·W0ᵀ that are squared at a time: what a CPU's cache holds, or what keeps another device busy.
 SQUARED_ON_CPU, SQUARED = 2**18, 2**24
@@ -37,6 +38,8 @@ class OrthogonalityRegularizer:
     def __init__(self, model: nn.Module) -> None:
         alike: dict[Any, list[tuple[Any, str]]] = defaultdict(list)
         for _, module, adapter in dora_layers(model):
+            if not is_trained(module, adapter):
+                continue
             weight, rank = base_weight(module), len(module.lora_A[adapter].weight)
             key = weight.shape, weight.dtype, weight.device, rank, module.scaling[adapter]
             alike[key].append((module, adapter))
@@ -121,7 +124,8 @@ def orthogonality(
     row_sums = _squares_by(gram, inverse)
     row_sums += (left * (2 * torch.cat([of_b, of_half], dim=-1) + left @ (weighted_right @ right))).sum(-1, True)  # q
     total = (inverse * row_sums).sum(dim=(-2, -1)) - gram.shape[-1]
-    value = total.clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
+    # Of orthonormal rows, or of one, the sum is rounding; its root divides the gradient.
+    value = total.clamp_min(gram.shape[-1] * torch.finfo(gram.dtype).eps).sqrt()
 
     def weighted(columns: Tensor, of_columns: Tensor) -> Tensor:
         """Return H·X of columns X, given W0·W0ᵀ·(w ⊙ X)."""

@@ -23,7 +23,10 @@ def loss_and_gradient(losses: Sequence[Loss], parameters: Sequence[Tensor]) -> t
     gradient: list[Tensor] | None = None
     for loss in losses:
         value = loss()
-        parts = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        if value.requires_grad:
+            parts = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        else:  # it reaches none of them
+            parts = tuple(torch.zeros_like(parameter) for parameter in parameters)
         total = value.detach() if total is None else total + value.detach()
         gradient = list(parts) if gradient is None else [a + b for a, b in zip(gradient, parts, strict=True)]
     if total is None or gradient is None:

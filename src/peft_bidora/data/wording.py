@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 SHOWN_NAMES = 20
 SHOWN_PLACES = 5
-SEPARATORS = ";\t|,"
+SEPARATORS = ";\t|"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -36,10 +36,10 @@ class ProgressLines(TrainerCallback):  # type: ignore[misc]  # as above
         """Write the step, the training loss and what was measured on the selection rows."""
         logged = [entry for entry in state.log_history if "loss" in entry]
         measured = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
-        if not logged or (not measured if args.eval_strategy != "no" else "loss" not in logs):
+        if not (measured if args.eval_strategy != "no" else "loss" in logs):
             return
         speed = ("runtime", "samples_per_second", "steps_per_second")
-        figures = [f"loss {logged[-1]['loss']:.4f}"]
+        figures = [f"loss {entry['loss']:.4f}" for entry in logged[-1:]]
         figures += [f"selection {name} {value:.4f}" for name, value in measured.items() if name not in speed]
         phase = Path(args.output_dir).name
         sys.stderr.write(f"{phase} step {state.global_step} of {state.max_steps}: {', '.join(figures)}\n")
@@ -50,7 +50,7 @@ class EvaluateLastStep(TrainerCallback):  # type: ignore[misc]  # as above
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for an evaluation at the end of a phase; Trainer itself saves there."""
-        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+        if (state.global_step >= state.max_steps or control.should_training_stop) and args.eval_strategy != "no":
             control.should_evaluate = True
 
 

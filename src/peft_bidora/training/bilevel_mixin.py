@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.adapter.layer import norm_in_graph
+from peft_bidora.adapter.packed import rounds_coarsely
 from peft_bidora.adapter.parameters import Levels, require_gradient, split_levels
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
 from peft_bidora.bilevel.hypergradient import BilevelProblem
@@ -23,7 +24,7 @@ from peft_bidora.bilevel.step import upper_step
 from peft_bidora.errors import CheckpointError, ModelError, SplitError
 from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments, estimator_for
 from peft_bidora.training.upper_batches import Batch, UpperBatches
-from peft_bidora.training.upper_level import UpperLevel, estimator_of, rounds_to_bfloat16
+from peft_bidora.training.upper_level import UpperLevel, estimator_of
 
 # What a mixin's `super()` and `self` are: some Trainer, known when the class is combined with one.
 _AnyTrainer: Any = Trainer if TYPE_CHECKING else object
@@ -71,7 +72,7 @@ class BilevelMixin(_AnyTrainer):
         self.upper_dataset = upper_dataset
         self.levels: Levels = split_levels(self.model)
         self.phase = "search"
-        self._bfloat16 = rounds_to_bfloat16(self.model, self.args)
+        self._bfloat16 = self.args.bf16 or rounds_coarsely(self.model)
         self._upper: UpperLevel | None = None
         self._regularizer: OrthogonalityRegularizer | None = None
         self._lower_losses: list[ReplayedLoss] = []
@@ -219,7 +220,12 @@ class BilevelMixin(_AnyTrainer):
             path = Path(checkpoint) / UPPER_LEVEL_NAME
             if not path.is_file():
                 raise CheckpointError(f"{path} is missing; expected the state of the upper level. Resume from another.")
-            self._upper.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            try:
+                self._upper.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            except KeyError as error:
+                raise CheckpointError(
+                    f"{path} has no {error}: another version of this package wrote it. Resume with that, or start anew."
+                ) from error
 
 
 def _sized(name: str, rows: Any) -> Any:

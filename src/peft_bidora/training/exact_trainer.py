@@ -96,9 +96,10 @@ class ExactTrainer(Trainer):
         return output
 
     def _is_last(self, checkpoint: Path) -> bool:
-        """Return whether a phase ended at a checkpoint."""
+        """Return whether a phase ended at a checkpoint: by its last step, or by a callback or a search that settled."""
         state = read_state(checkpoint)
-        return int(state.global_step) >= int(state.max_steps)
+        control = (state.stateful_callbacks or {}).get("TrainerControl", {}).get("args", {})
+        return int(state.global_step) >= int(state.max_steps) or bool(control.get("should_training_stop"))
 
     def _take_over(self, checkpoint: Path) -> TrainOutput:
         """Leave what the phase that ended at a checkpoint left in the model."""

@@ -102,13 +102,8 @@ class UpperLevel:
         self.scheduler.load_state_dict(state["scheduler"])
         self.batches.load_state_dict(state["batches"])
         self.steps = state["steps"]
-        self._straightness.load_state_dict(state["straightness"])
         self._straight = state["straight"]
-
-
-def rounds_to_bfloat16(model: nn.Module, args: BiDoRAArguments) -> bool:
-    """Return whether the passes round to bfloat16: under autocast, or by weights of the model that are no wider."""
-    return args.bf16 or any(each.dtype in (torch.bfloat16, torch.float16) for each in model.parameters())
+        self._straightness.load_state_dict(state["straightness"])
 
 
 def estimator_of(args: BiDoRAArguments, lower_learning_rate: float, *, bfloat16: bool) -> Estimator:
