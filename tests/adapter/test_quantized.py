@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from peft_bidora import AdapterOptions, attach_adapter
+from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.adapter.layer import base_weight, dora_layers, set_norm_in_graph
 from peft_bidora.adapter.packed import rounds_coarsely
 from peft_bidora.adapter.parameters import split_levels
@@ -157,6 +158,17 @@ def test_gradients_are_the_same_after_an_evaluation(source: Path, bits: int) -> 
     with torch.no_grad():
         model.eval()(IDS)
     _, expected = loss_and_gradients(ours(load(source, bits)))
+    _, found = loss_and_gradients(model)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_adapter_that_peft_attached_keeps_its_gradients_too(source: Path) -> None:
+    _, expected = loss_and_gradients(ours(load(source, 4)))
+    model = stock(load(source, 4))
+    use_closed_form(model)
+    with torch.no_grad():
+        model.eval()(IDS)
     _, found = loss_and_gradients(model)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)

@@ -617,3 +617,19 @@ def test_upper_state_of_another_version_is_told(make_adapted, make_rows, tmp_pat
     torch.save({name: value for name, value in state.items() if name != "straightness"}, path)
     with pytest.raises(CheckpointError, match="has no 'straightness': another version"):
         make_trainer(make_adapted(), make_rows, tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_estimator_is_that_of_what_the_model_computes_in(
+    make_adapted, make_rows, tmp_path, monkeypatch, dtype, expected
+):
+    asked = []
+    original = bilevel_mixin.estimator_of
+
+    def spy(*args: Any, bfloat16: bool) -> Any:
+        asked.append(bfloat16)
+        return original(*args, bfloat16=bfloat16)
+
+    monkeypatch.setattr(bilevel_mixin, "estimator_of", spy)
+    make_trainer(make_adapted().to(dtype), make_rows, tmp_path, max_steps=2).train()
+    assert asked == [expected]
