@@ -22,7 +22,7 @@ from typing import Any
 
 WORDS = [*"abcdefghijklmnopqrst"]
 RESULTS = Path(__file__).parent / "results"
-STEPS = {"search": {"steps": 2}, "retrain": {"steps": 2}, "eval_steps": 2, "save_steps": 2}
+STEPS = {"search": {"steps": 2, "lower_steps": 1}, "retrain": {"steps": 2}, "eval_steps": 2, "save_steps": 2}
 
 
 def main() -> None:
