@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from peft_bidora import AdapterOptions, attach_adapter
 from peft_bidora.adapter.attach import use_closed_form
-from peft_bidora.adapter.layer import base_weight, dora_layers, set_norm_in_graph
+from peft_bidora.adapter.layer import base_product, base_weight, dora_layers, set_norm_in_graph
 from peft_bidora.adapter.packed import rounds_coarsely
 from peft_bidora.adapter.parameters import split_levels
 from peft_bidora.bilevel.hypergradient import (
@@ -161,6 +161,15 @@ def test_gradients_are_the_same_after_an_evaluation(source: Path, bits: int) -> 
     _, found = loss_and_gradients(model)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_product_with_eight_bits_does_not_pass_the_layer_which_rounds_what_it_reads(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, module, adapter = next(iter(dora_layers(ours(load(source, 8)))))
+    lora_a = module.lora_A[adapter].weight
+    monkeypatch.setattr(module.get_base_layer(), "forward", lambda x: pytest.fail("the layer was asked"))
+    torch.testing.assert_close(base_product(module, lora_a), base_weight(module) @ lora_a.T)
 
 
 def test_adapter_that_peft_attached_keeps_its_gradients_too(source: Path) -> None:

@@ -36,6 +36,8 @@ def test_estimator_follows_the_precision_unless_it_is_named(named: str, bfloat16
         ("hypergradient", "central"),
         ("retrain_from", "scratch"),
         ("orthogonality", -1e-5),
+        ("settled", 0.0),
+        ("settled", 1.5),
         ("finite_difference_radius", 0.0),
         ("finite_difference_radius", math.nan),
         ("penalty", 0.0),

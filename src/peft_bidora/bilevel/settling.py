@@ -36,8 +36,9 @@ class Straightness:
 
         It is 0 where the parameters did not move.
         """
-        self._length = self._length + norm(add_scaled(self._now(), self._last, -1.0))
-        self._last, self._steps = self._now(), self._steps + 1
+        now = self._now()
+        self._length = self._length + norm(add_scaled(now, self._last, -1.0))
+        self._last, self._steps = now, self._steps + 1
         if self._steps < self._window:
             return None
         moved, length = torch.stack([norm(add_scaled(self._last, self._first, -1.0)), self._length]).tolist()
