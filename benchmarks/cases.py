@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from peft_bidora.adapter.attach import AdapterOptions, attach_adapter
-from peft_bidora.adapter.layer import set_norm_in_graph
+from peft_bidora.adapter.layer import keep_outputs, set_norm_in_graph
 from peft_bidora.adapter.parameters import require_gradient, split_levels
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
 from peft_bidora.bilevel import hypergradient
@@ -213,6 +213,7 @@ class Bench:
         """Return steps of the search phase, put together as BilevelMixin does."""
         model = self.ours(targets, "eager" if estimator == "exact" else "sdpa").train()
         set_norm_in_graph(model, True)
+        keep_outputs(model)
         levels = split_levels(model)
         direction, magnitude = list(levels.direction.values()), list(levels.magnitude.values())
         lower = torch.optim.AdamW(direction, lr=1e-4, fused=True)
@@ -233,6 +234,7 @@ class Bench:
                         taken if estimator == "one-sided" else None,
                     )  # fmt: skip
                     upper_step(ESTIMATORS[estimator], problem, upper, max_norm=1.0, step=number)
+                    keep_outputs(model)
                 regularizer.add_gradient(1e-5, number)
                 descend(direction, lower)
 

@@ -3,8 +3,9 @@
     python benchmarks/memory.py                                # MiniLM's shape, random weights, batch 16 x 64
 
 Peak is the largest resident memory of the process (on a GPU the largest allocation), step the part of it above what the
-loaded model and its optimiser hold. Saved are the distinct bytes that one pass keeps for its backward, state the
-trained parameters, their gradients and moments, and what the search holds beside them.
+loaded model and its optimiser hold; both are medians over rounds in which the cases take turns. Saved are the distinct
+bytes that one pass keeps for its backward, state the trained parameters, their gradients and moments, and what the
+search holds beside them.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -30,12 +32,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape_options(parser)
     parser.add_argument("--case", help="measure this case in this process, and print JSON")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--name", default="cpu")
     options = parser.parse_args()
     if options.case:
         print(json.dumps(measured(options)))
         return
-    rows = {case: in_a_process(case) for case in CASES}
+    rounds = [{case: in_a_process(case) for case in CASES} for _ in range(options.rounds)]
+    rows = {case: {name: median(found[case][name] for found in rounds) for name in rounds[0][case]} for case in CASES}
     for case, found in rows.items():
         found["peak_to_lora"] = round(found["peak_mib"] / rows["lora"]["peak_mib"], 3)
         print(f"{case:20}", ", ".join(f"{name} {value}" for name, value in found.items()))

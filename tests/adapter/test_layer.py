@@ -19,6 +19,7 @@ from peft_bidora.adapter.layer import (
     base_weight,
     dora_layers,
     effective_change,
+    keep_outputs,
     norm_in_graph,
     set_norm_in_graph,
 )
@@ -159,8 +160,50 @@ def test_norm_in_graph_ends_with_its_block_also_on_error():
     assert not torch.equal(run(model)[1], detached[1])
 
 
+def keeps_output(model: PeftModel) -> bool:
+    return layer_of(model)[0].lora_variant["default"].keep_output
+
+
 @kinds
-def test_mixed_derivative_is_that_of_the_built_weight(kind):
+@dropouts
+def test_gradients_read_off_the_output_are_the_same(kind, dropout):
+    model = make(kind, dropout)
+    with norm_in_graph(model):
+        expected = run(model)
+        keep_outputs(model)
+        assert keeps_output(model)
+        assert_equal(run(model), expected)
+    assert not keeps_output(model)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1e-300, 0.2, -0.2])
+def test_gradient_of_a_small_magnitude_is_not_read_off_the_output(fraction):
+    model = make("linear")
+    module, (_, _, magnitude) = layer_of(model)
+    set_norm_in_graph(model, True)
+    keep_outputs(model)
+    with torch.no_grad():
+        magnitude[1] = fraction * base_weight(module)[1].norm()
+    keep_outputs(model)
+    assert not keeps_output(model)
+    assert_equal(run(model), run_built(model))
+
+
+def test_magnitude_of_an_empty_row_is_trained():
+    model = make("linear")
+    module, (_, _, magnitude) = layer_of(model)
+    with torch.no_grad():
+        module.get_base_layer().weight[1] = 0.0
+        magnitude[1] = 0.0
+    set_norm_in_graph(model, True)
+    keep_outputs(model)
+    assert_equal(run(model), run_built(model))
+    assert run(model)[3][1] != 0
+
+
+@kinds
+@pytest.mark.parametrize("keep", [True, False])
+def test_mixed_derivative_is_that_of_the_built_weight(kind, keep):
     model = make(kind)
     module, (a, b, m) = layer_of(model)
 
@@ -172,6 +215,8 @@ def test_mixed_derivative_is_that_of_the_built_weight(kind):
     weight = (m / direction.norm(dim=1))[:, None] * direction
     expected = mixed(nn.functional.linear(inputs(), weight, module.get_base_layer().bias))
     with norm_in_graph(model):
+        if keep:
+            keep_outputs(model)
         found = mixed(model(inputs()))
     assert_equal(found, expected)
 

@@ -1,5 +1,6 @@
 """The layer's sum and its own backward pass, against autograd through the plain formula."""
 
+from functools import partial
 from itertools import product
 
 import pytest
@@ -36,8 +37,8 @@ def gradients(function, values: dict[str, Tensor | None], needed: tuple[str, ...
     return [output.detach(), *found]
 
 
-def summed(**inputs: Tensor | None) -> Tensor:
-    return scaled_sum(**inputs, scaling=SCALING)
+def summed(keep_output: bool = False, **inputs: Tensor | None) -> Tensor:
+    return scaled_sum(**inputs, scaling=SCALING, keep_output=keep_output)
 
 
 @pytest.mark.parametrize(
@@ -51,41 +52,45 @@ def summed(**inputs: Tensor | None) -> Tensor:
     ids="-".join,
 )
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_gradients_of_any_inputs_are_those_of_the_formula(needed, with_bias):
+@pytest.mark.parametrize("keep_output", [True, False])
+def test_gradients_of_any_inputs_are_those_of_the_formula(needed, keep_output, with_bias):
     values = draw()
     if not with_bias:
         values["bias"], needed = None, tuple(name for name in needed if name != "bias")
     if not needed:
         return
-    for found, expected in zip(gradients(summed, values, needed), gradients(plain, values, needed), strict=True):
+    summing = partial(summed, keep_output)
+    for found, expected in zip(gradients(summing, values, needed), gradients(plain, values, needed), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # float64 sums in another order
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_second_derivatives_are_those_of_finite_differences(with_bias, contiguous):
+@pytest.mark.parametrize("keep_output", [True, False])
+def test_second_derivatives_are_those_of_finite_differences(keep_output, with_bias, contiguous):
     names = NAMES if with_bias else NAMES[:-1]
     inputs = [draw()[name].requires_grad_() for name in names]
 
     def of(base: Tensor, *others: Tensor) -> Tensor:
         tensors = (base if contiguous else base.transpose(0, 2).contiguous().transpose(0, 2), *others)
-        return summed(**{"bias": None, **dict(zip(names, tensors, strict=True))})
+        return summed(keep_output, **{"bias": None, **dict(zip(names, tensors, strict=True))})
 
     assert torch.autograd.gradcheck(of, inputs)
     assert torch.autograd.gradgradcheck(of, inputs)
 
 
+@pytest.mark.parametrize("keep_output", [True, False])
 @pytest.mark.parametrize("fixed", [True, False])
-def test_output_of_the_base_layer_is_kept_only_for_a_scale_that_is_trained(fixed):
+def test_one_of_output_and_base_is_kept_and_only_for_a_scale_that_is_trained(fixed, keep_output):
     values = draw()
     kept = []
     inputs = {name: value.requires_grad_(name != "scale" or not fixed) for name, value in values.items()}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor.data_ptr()) or tensor, lambda tensor: tensor
     ):
-        output = summed(**inputs)
-    assert (inputs["base"].data_ptr() in kept) is not fixed
-    assert output.data_ptr() not in kept
+        output = summed(keep_output, **inputs)
+    assert (inputs["base"].data_ptr() in kept) is (not fixed and not keep_output)
+    assert (output.data_ptr() in kept) is (not fixed and keep_output)
 
 
 def test_precision_of_the_output_is_that_of_the_base():

@@ -188,6 +188,33 @@ def test_norm_is_in_the_graph_in_the_search_alone(make_adapted, make_rows, tmp_p
     assert found == {"search": {True}, "retrain": {False}}
 
 
+def test_outputs_are_kept_in_the_search_until_a_magnitude_is_small(make_adapted, make_rows, tmp_path, monkeypatch):
+    trainer = make_trainer(make_adapted(), make_rows, tmp_path, lower_steps=2, upper_learning_rate=1e-4)
+    found: list[tuple[str, int, bool]] = []
+    compute_loss = trainer.compute_loss
+
+    def spy(model, inputs, **kwargs):
+        layers = [(layer, name) for _, layer, name in dora_layers(model)]
+        if model.training:
+            states = {layer.lora_variant[name].keep_output for layer, name in layers}
+            found.extend((trainer.phase, trainer.state.global_step + 1, state) for state in states)
+        return compute_loss(model, inputs, **kwargs)
+
+    def shrink(*args, **kwargs):
+        gradient = upper_step(*args, **kwargs)
+        if trainer.state.global_step + 1 == 4:
+            with torch.no_grad():
+                next(iter(trainer.levels.magnitude.values()))[0] = 0.0
+        return gradient
+
+    upper_step = bilevel_mixin.upper_step
+    monkeypatch.setattr(bilevel_mixin, "upper_step", shrink)
+    monkeypatch.setattr(trainer, "compute_loss", spy)
+    trainer.train()
+    assert {phase for phase, _, _ in found} == {"search", "retrain"}
+    assert all(state is (phase == "search" and step <= 4) for phase, step, state in found)
+
+
 def test_upper_step_replays_the_dropout_masks_of_the_training_pass(make_adapted, make_rows, tmp_path, monkeypatch):
     trainer = make_trainer(make_adapted(dropout=0.3), make_rows, tmp_path)
     losses: list[float] = []

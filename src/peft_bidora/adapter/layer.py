@@ -16,6 +16,7 @@ from peft_bidora.adapter.scaled_sum import add_low_rank, folded, projected, scal
 from peft_bidora.adapter.weight import row_norm
 
 _PREDICTION, _BASE_NORM = "prediction_constants", "base_row_norm_squared"  # what a layer keeps
+SMALLEST = 0.25  # of the row norm of W0: down to this magnitude an output is read with at most 4 times the rounding
 
 
 class ClosedFormDoraVariant(DoraLinearVariant):
@@ -26,10 +27,11 @@ class ClosedFormDoraVariant(DoraLinearVariant):
     Args:
         norm_in_graph: True differentiates through n (the bi-level search needs it); False takes it as a constant,
             as PEFT and section 4.3 of DoRA do. The values are the same.
+        keep_output: True keeps a layer's output for the gradient of its scale, not W0·x; see `keep_outputs`.
     """
 
-    def __init__(self, norm_in_graph: bool = False) -> None:
-        self.norm_in_graph = norm_in_graph
+    def __init__(self, norm_in_graph: bool = False, keep_output: bool = False) -> None:
+        self.norm_in_graph, self.keep_output = norm_in_graph, keep_output
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """Return W'·x + bias.
@@ -48,7 +50,7 @@ class ClosedFormDoraVariant(DoraLinearVariant):
         bias = getattr(module.get_base_layer(), "bias", None)
         scaling, dropout = module.scaling[active_adapter], module.lora_dropout[active_adapter]
         if isinstance(dropout, nn.Identity) or not module.training:
-            return scaled_sum(result, x, lora_a, lora_b, scale, bias, scaling)
+            return scaled_sum(result, x, lora_a, lora_b, scale, bias, scaling, keep_output=self.keep_output)
         # As in PEFT, the dropped input also passes W0 in the part that the magnitude adds.
         dropped = dropout(x)
         dropped_result = _through_base(module, dropped)
@@ -148,9 +150,10 @@ def dora_layers(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
 
 
 def set_norm_in_graph(model: nn.Module, norm_in_graph: bool) -> None:
-    """Say whether every DoRA layer of the model differentiates through its norm."""
+    """Say whether every DoRA layer of the model differentiates through its norm; no outputs are kept then."""
     for _, module, adapter in dora_layers(model):
-        module.lora_variant[adapter].norm_in_graph = norm_in_graph
+        variant = module.lora_variant[adapter]
+        variant.norm_in_graph, variant.keep_output = norm_in_graph, False
 
 
 @contextmanager
@@ -161,6 +164,25 @@ def norm_in_graph(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         set_norm_in_graph(model, False)
+
+
+def keep_outputs(model: nn.Module) -> None:
+    """Read the gradient of every scale m/n off the layer's output from now on, if no magnitude is too small for that.
+
+    It saves most of the memory that this gradient takes. Call it again when magnitudes have changed, which costs one
+    transfer from the device; `set_norm_in_graph` ends it.
+    """
+    layers = [(module, adapter) for _, module, adapter in dora_layers(model)]
+    small = [_is_small(module, adapter) for module, adapter in layers]
+    keep = bool(small) and not any(torch.stack([each.to(small[0].device) for each in small]).tolist())
+    for module, adapter in layers:
+        module.lora_variant[adapter].keep_output = keep
+
+
+@torch.no_grad()
+def _is_small(module: Any, adapter: str) -> Tensor:
+    magnitude = module.lora_magnitude_vector[adapter].weight
+    return ((magnitude.square() < SMALLEST**2 * base_row_norm_squared(module)) | (magnitude == 0)).any()
 
 
 def _through_base(module: Any, x: Tensor) -> Tensor:

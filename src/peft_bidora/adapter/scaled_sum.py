@@ -3,8 +3,9 @@
     y = c ⊙ (b0 − bias + s·B·A·x) + bias,    b0 = W0·x + bias (the base layer's output),   c = m / n
 
 With the scale and s folded into B, forward is one pass over the output and one product that adds to it. Backward needs
-b0 only where c has a gradient. Products with r columns are written as products with r rows, several times as fast on a
-CPU.
+b0 only where c has a gradient; as ∂y/∂c = (y − bias) / c, it can read y instead, which what follows a layer often keeps
+anyway: attention its query, key and value, an activation its input. Products with r columns are written as products
+with r rows, several times as fast on a CPU.
 """
 
 from typing import Any
@@ -14,7 +15,15 @@ from torch import Tensor
 
 
 def scaled_sum(
-    base: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, scale: Tensor, bias: Tensor | None, scaling: float
+    base: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    scaling: float,
+    *,
+    keep_output: bool = False,
 ) -> Tensor:
     """Return c ⊙ (b0 − bias + s·B·A·x) + bias in the precision of `base`; twice differentiable.
 
@@ -26,10 +35,12 @@ def scaled_sum(
         scale: (out,), c.
         bias: (out,), or None where the layer has none.
         scaling: s.
+        keep_output: keep y for the gradient of c, not b0; for a c that is nowhere near zero.
     """
     dtype = base.dtype
     base = base.contiguous()  # here, since a second derivative goes through inputs of the function alone
-    output: Tensor = _ScaledSum.apply(base, x.to(dtype), lora_a.to(dtype), lora_b.to(dtype), scale, bias, scaling)  # type: ignore[no-untyped-call]
+    a, b = lora_a.to(dtype), lora_b.to(dtype)
+    output: Tensor = _ScaledSum.apply(base, x.to(dtype), a, b, scale, bias, scaling, keep_output)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -71,20 +82,22 @@ class _ScaledSum(torch.autograd.Function):
         scale: Tensor,
         bias: Tensor | None,
         scaling: float,
+        keep_output: bool,
     ) -> Tensor:
         factor = scale.to(base.dtype)
         shift = shift_of(factor, None if bias is None else bias.to(base.dtype))
         inner = projected(x, lora_a)
         scaled = base * factor if shift is None else torch.addcmul(shift, base, factor)
         add_low_rank(scaled, inner, folded(lora_b, factor, scaling))
-        ctx.scaling = scaling
-        ctx.save_for_backward(x, lora_a, lora_b, scale, inner, base if ctx.needs_input_grad[4] else None, bias)
+        ctx.scaling, ctx.keep_output = scaling, keep_output
+        read = (scaled if keep_output else base) if ctx.needs_input_grad[4] else None
+        ctx.save_for_backward(x, lora_a, lora_b, scale, inner, read, bias)
         return scaled
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, lora_a, lora_b, scale, inner, base, bias = ctx.saved_tensors
-        of_base, of_x, of_a, of_b, of_scale, of_bias, _ = ctx.needs_input_grad
+        x, lora_a, lora_b, scale, inner, read, bias = ctx.saved_tensors
+        of_base, of_x, of_a, of_b, of_scale, of_bias, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # a second derivative goes through A·x, not through its kept value
             inner = projected(x, lora_a)
         factor = scale.to(gradient.dtype)
@@ -95,14 +108,17 @@ class _ScaledSum(torch.autograd.Function):
             inner_gradient = (folded(lora_b, factor, ctx.scaling).T @ rows.T).T  # (rows, r)
             x_gradient = (inner_gradient @ lora_a).view(x.shape) if of_x else None
             a_gradient = inner_gradient.T @ x.reshape(-1, x.shape[-1]) if of_a else None
-        if of_b or of_scale:
+        if of_b or (of_scale and not ctx.keep_output):
             product = (inner.T @ rows).T  # (out, r)
             b_gradient = folded(product, factor, ctx.scaling) if of_b else None
         if of_scale:
-            scale_gradient = (rows * base.reshape(rows.shape)).sum(0, dtype=scale.dtype)
-            scale_gradient = scale_gradient + ctx.scaling * (product * lora_b).sum(1, dtype=scale.dtype)
+            scale_gradient = (rows * read.reshape(rows.shape)).sum(0, dtype=scale.dtype)
         if bias is not None and (of_scale or of_bias):
             total = rows.sum(0, dtype=scale.dtype)
             scale_gradient = scale_gradient - bias * total if of_scale else None
             bias_gradient = (1 - scale) * total if of_bias else None
-        return base_gradient, x_gradient, a_gradient, b_gradient, scale_gradient, bias_gradient, None
+        if of_scale and ctx.keep_output:
+            scale_gradient = scale_gradient / scale
+        elif of_scale:
+            scale_gradient = scale_gradient + ctx.scaling * (product * lora_b).sum(1, dtype=scale.dtype)
+        return base_gradient, x_gradient, a_gradient, b_gradient, scale_gradient, bias_gradient, None, None

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from peft_bidora.adapter.attach import use_closed_form
-from peft_bidora.adapter.layer import norm_in_graph
+from peft_bidora.adapter.layer import keep_outputs, norm_in_graph
 from peft_bidora.adapter.packed import rounds_coarsely
 from peft_bidora.adapter.parameters import Levels, require_gradient, split_levels
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
@@ -76,6 +76,7 @@ class BilevelMixin(_AnyTrainer):
         self._upper: UpperLevel | None = None
         self._regularizer: OrthogonalityRegularizer | None = None
         self._lower_losses: list[ReplayedLoss] = []
+        self._magnitudes_moved = True  # since it was seen whether the layers may keep their outputs
         self._logged_at: tuple[int, float] | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -101,7 +102,7 @@ class BilevelMixin(_AnyTrainer):
                     num_training_steps,
                 )
             self._upper = self._new_upper_level(num_training_steps)
-            self._lower_losses = []
+            self._lower_losses, self._magnitudes_moved = [], True
             gamma = self.args.orthogonality
             self._regularizer = OrthogonalityRegularizer(self.model) if gamma > 0 else None
         return super().create_scheduler(num_training_steps, optimizer)
@@ -113,6 +114,9 @@ class BilevelMixin(_AnyTrainer):
             return plain
         magnitude = list(self.levels.magnitude.values())
         due = (self.state.global_step + 1) % self.args.lower_steps == 0
+        if self._magnitudes_moved:
+            keep_outputs(self.model)
+            self._magnitudes_moved = False
         # Only a one-sided difference reads ∂L_train/∂M of the training pass.
         reuses = estimator_for(self.args.hypergradient, bfloat16=self._bfloat16) == "one-sided"
         require_gradient(magnitude, due and reuses)
@@ -164,7 +168,7 @@ class BilevelMixin(_AnyTrainer):
                 step=self.state.global_step + 1,
             )
         finally:
-            self._lower_losses = []
+            self._lower_losses, self._magnitudes_moved = [], True
             require_gradient(magnitude, False)
         if gradient.lower is not None:
             for parameter, added in zip(direction, gradient.lower, strict=True):

@@ -1,0 +1,74 @@
+"""Choose default settings: train with each on several sets, and compare the selection metric; no test row is read.
+
+    python benchmarks/defaults.py --data-dir DIR --name rates --set method=dora --settings \
+        "retrain.learning_rate=1e-3" "retrain.learning_rate=1e-3 adapter.target_modules=all-linear"
+
+Each set gives `--rows` train rows and `--selection-rows` rows to choose by. The settings take turns set by set, seed by
+seed; `results/defaults-NAME.json` is written after each run, and a run that it holds is not trained again.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from methods import RESULTS, SETS, train
+
+
+def main() -> None:
+    """Train what is missing, and print a row for each setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--name", required=True, help="of the file of results")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=["trec6", "cola", "rte", "wnut17"])
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--selection-rows", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--settings", nargs="+", required=True, help="recipe keys of each setting, in quotes")
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="recipe keys of all settings")
+    options = parser.parse_args()
+    output = RESULTS / f"defaults-{options.name}.json"
+    runs: list[dict[str, Any]] = json.loads(output.read_text())["runs"] if output.exists() else []
+    for seed in range(options.seeds):
+        for name in options.sets:
+            for setting in options.settings:
+                wanted = {"set": name, "setting": setting, "seed": seed, "all": options.overrides}
+                if any(wanted.items() <= run.items() for run in runs):
+                    continue
+                runs.append({**wanted, **trained(name, [*options.overrides, *setting.split()], seed, options)})
+                print(runs[-1], flush=True)
+                settings = {"rows": options.rows, "selection_rows": options.selection_rows}
+                output.write_text(json.dumps({"settings": settings, "runs": runs}, indent=2) + "\n")
+    print(table(runs))
+
+
+def trained(name: str, overrides: list[str], seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the selection metric of a run, at the checkpoint that is best by it, and its CPU seconds."""
+    (task, metric), train_file = SETS[name], options.data_dir / name / "train.jsonl"
+    with train_file.open(encoding="utf-8") as lines:
+        fraction = options.selection_rows / sum(1 for _ in lines)
+    rows = {"train": str(train_file), "max_train_rows": options.rows, "selection_fraction": fraction}
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        recipe.write_text(
+            json.dumps({"model": "builtin:minilm", "task": task, "data": rows, "seed": seed, "output": f"{folder}/run"})
+        )
+        found = train(recipe, overrides)
+    return {"metric": metric, "value": found["selection"][metric]["value"], "cpu_seconds": found["cpu_seconds"]}
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Return Markdown: a row a setting, the mean metric of each set over seeds, and the mean of these."""
+    sets = list(dict.fromkeys(run["set"] for run in runs))
+    lines = ["| setting | " + " | ".join(sets) + " | mean |", "| --- " * (len(sets) + 2) + "|"]
+    for setting in dict.fromkeys(" ".join([*run["all"], run["setting"]]) for run in runs):
+        of_setting = [run for run in runs if " ".join([*run["all"], run["setting"]]) == setting]
+        means = [mean([run["value"] for run in of_setting if run["set"] == name] or [float("nan")]) for name in sets]
+        lines.append(f"| {setting} | " + " | ".join(f"{value:.3f}" for value in [*means, mean(means)]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
