@@ -181,7 +181,7 @@ def keep_outputs(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _is_small(module: Any, adapter: str) -> Tensor:
-    magnitude = module.lora_magnitude_vector[adapter].weight
+    magnitude: Tensor = module.lora_magnitude_vector[adapter].weight
     return ((magnitude.square() < SMALLEST**2 * base_row_norm_squared(module)) | (magnitude == 0)).any()
 
 
