@@ -29,16 +29,17 @@ test: lint
 test-all: lint
 	$(PYTEST) -m 'not gpu'
 
-# DATA holds a folder for each data set, as benchmarks/methods.py says. An hour and more.
+# DATA holds a folder for each data set, as benchmarks/methods.py says. An hour and more. betty-ml is for comparison alone.
 bench: setup
 	@test -n "$(DATA)" || { echo "make bench DATA=DIR: the folder of the data sets is missing"; exit 2; }
-	$(BIN)/python benchmarks/step.py --threads 1
+	$(BIN)/python -m pip install --quiet --no-deps betty-ml==0.1.1
+	$(BIN)/python benchmarks/step.py --layers 3 --threads 1 --rounds 9
 	$(BIN)/python benchmarks/memory.py --threads 1
 	$(BIN)/python benchmarks/scale.py steps --threads 1
 	$(BIN)/python benchmarks/scale.py runs
 	$(BIN)/python benchmarks/regularizer.py
 	$(BIN)/python benchmarks/fidelity.py --data-dir $(DATA)
-	$(BIN)/python benchmarks/run.py --data-dir $(DATA)
 	$(BIN)/python benchmarks/predict.py memory
 	$(BIN)/python benchmarks/predict.py speed --data-dir $(DATA)
+	$(BIN)/python benchmarks/run.py --data-dir $(DATA)
 	$(BIN)/python benchmarks/page.py
