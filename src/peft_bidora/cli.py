@@ -1,15 +1,13 @@
 """The command `peft-bidora`: a few lines a command; what is heavy is imported inside."""
 
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from peft_bidora.display import console, print_evaluation, print_outlook, print_run, row_progress
+from peft_bidora.display import print_errors, print_evaluation, print_json, print_outlook, print_run, row_progress
 from peft_bidora.errors import BiDoRAError, Faults, RecipeError
 
 app = typer.Typer(
@@ -49,7 +47,7 @@ def train(
 
     write_model_card(loaded.output)
     if as_json:
-        typer.echo(json.dumps(metrics, indent=2))
+        print_json(metrics)
     else:
         print_run(loaded.output, metrics)
     if loaded.push_to_hub is not None:
@@ -83,8 +81,8 @@ def check(
 
         report["seconds"] = time_steps(prepared, make_trainer)
     if as_json:
-        report |= {"task": prepared.rows.task.state(), "notes": prepared.rows.notes}
-        typer.echo(json.dumps(report, indent=2))
+        resolved = prepared.recipe.model_dump(mode="json", by_alias=True)
+        print_json({"recipe": resolved, **report, "task": prepared.rows.task.state(), "notes": prepared.rows.notes})
         return
     typer.echo(dump_recipe(prepared.recipe))
     print_outlook(report)
@@ -125,7 +123,7 @@ def evaluate(
     for note in evaluation.notes if data is not None else ():
         _announce(note)
     if as_json:
-        typer.echo(json.dumps(evaluation.scores, indent=2))
+        print_json({**evaluation.scores, "details": evaluation.details})
         return
     print_evaluation(evaluation.scores, evaluation.details)
 
@@ -175,13 +173,10 @@ def merge(
     merged = merge_run(run, output, lora_rank=rank, dtype=dtype, overwrite=overwrite)
     if as_json:
         report = {"folder": str(merged.folder), "rows": merged.rows, "difference": merged.difference}
-        typer.echo(json.dumps({**report, "errors": merged.errors, "reading": merged.reading}, indent=2))
+        print_json({**report, "errors": merged.errors, "reading": merged.reading})
         return
     if merged.errors:
-        table = Table("layer", "relative error")
-        for name, error in merged.errors.items():
-            table.add_row(name, f"{error:.4f}")
-        console().print(table)
+        print_errors(merged.errors)
     typer.echo(f"{'LoRA adapter' if as_lora else 'merged weights'}  {merged.folder}")
     typer.echo(f"logits of {merged.rows} test rows differ by at most {merged.difference:.3g} from the run's")
     if merged.reading:
@@ -221,6 +216,7 @@ def _quiet_libraries() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
     transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of optional kernels at every start
     transformers_logging.disable_progress_bar()  # of a second, for each file of weights that is written
     # peft 0.21 asks a model for an attribute that transformers 5 deprecates.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -1,5 +1,6 @@
 """What the command line shows: tables and summaries on standard output."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from peft_bidora.data.values import as_json
 from peft_bidora.data.wording import counted, verb
 
 SHOWN_CLASSES = 20
@@ -18,14 +20,25 @@ SHOWN_CLASSES = 20
 
 def console() -> Console:
     """Return what tables are printed on."""
-    # A pipe has no width: do not fold what another program may read.
-    return Console(width=None if sys.stdout.isatty() else 120)
+    # A pipe has no width: do not fold what another program may read. A class may be called [b] or :smile:.
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 
 
 def add_scores(table: Table, scores: dict[str, dict[str, float]]) -> None:
     """Add a row for each metric with its interval."""
     for name, score in scores.items():
-        table.add_row(name, f"{score['value']:.4f}", f"{score['low']:.4f} – {score['high']:.4f}")
+        value, low, high = (shown(score[key]) for key in ("value", "low", "high"))
+        table.add_row(name, value, f"{low} – {high}")
+
+
+def shown(number: float | None) -> str:
+    """Return a number with four digits; a file holds null for one that is not finite."""
+    return "not finite" if number is None else f"{number:.4f}"
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON in ASCII, which every terminal and pipe can take."""
+    typer.echo(json.dumps(json.loads(as_json(value, default=str)), indent=2))
 
 
 def print_run(folder: Path, metrics: dict[str, Any]) -> None:
@@ -60,6 +73,14 @@ def print_evaluation(scores: dict[str, dict[str, float]], details: Mapping[str, 
             for row in rows:
                 table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row.values()))
             console().print(table)
+
+
+def print_errors(errors: Mapping[str, float]) -> None:
+    """Print what a LoRA of a lower rank misses of each layer."""
+    table = Table("layer", "relative error")
+    for name, error in errors.items():
+        table.add_row(name, shown(error))
+    console().print(table)
 
 
 @contextmanager

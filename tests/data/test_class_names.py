@@ -29,6 +29,7 @@ def test_numbers_of_tags_become_their_names(form: str, saved: Any, tmp_path: Pat
     rows = read_table(path).rows
     assert [row["ner_tags"] for row in rows] == [["O", "B-x"], ["I-x"], None]
     assert [row["tokens"] for row in rows] == [["a", "b"], ["c"], None]
+    assert [row["label"] for row in rows] == ["no", "yes", "yes"]
 
 
 def test_number_out_of_range_stays_a_number(saved: Any, tmp_path: Path) -> None:

@@ -33,16 +33,22 @@ def test_sentences_become_rows_numbered_by_their_first_line() -> None:
         PLAIN.replace(b" ", b"  \t "),
         PLAIN.replace(b"\n", b"\r\n"),
         PLAIN.removesuffix(b"\n"),
-        PLAIN.replace(b" ", b" NN "),
-        PLAIN.replace(b" ", b"\tNN\tB-NP\t"),
         b"\xef\xbb\xbf" + PLAIN,
         b"-DOCSTART- O\n\n" + PLAIN.replace(b"\n\n", b"\n-DOCSTART- -X- O O\n"),
         b"# sent_id = 1\n" + PLAIN.replace(b"\n\n", b"\n\n# a comment of many words\n"),
     ],
-    ids=["tabs", "blanks and tabs", "CRLF", "no end", "three", "four", "BOM", "DOCSTART", "comments"],
+    ids=["tabs", "blanks and tabs", "CRLF", "no end", "BOM", "DOCSTART", "comments"],
 )
 def test_layouts_of_one_content_are_read_alike(data: bytes) -> None:
     assert read_conll("a.conll", data).rows == READ
+
+
+@pytest.mark.parametrize("between", [{"column_2": "NN"}, {"column_2": "NN", "column_3": "B-NP"}])
+def test_columns_between_word_and_tag_are_kept(between: dict[str, str]) -> None:
+    cells = "\t".join(["", *between.values(), ""])
+    table = read_conll("a.conll", PLAIN.replace(b" ", cells.encode()))
+    assert table.columns == ("tokens", *between, "tags")
+    assert table.rows == [{**row, **{name: [tag] * 2 for name, tag in between.items()}} for row in READ]
 
 
 def test_comment_does_not_part_a_sentence() -> None:
@@ -162,7 +168,8 @@ SENTENCES = st.lists(st.lists(st.tuples(WORD, st.sampled_from(["O", "B-x", "I-x"
 def test_written_sentences_are_read_back(sentences: list[list[tuple[str, str]]], separator: str) -> None:
     text = "\n".join("".join(f"{word}{separator}{tag}\n" for word, tag in sentence) for sentence in sentences)
     rows = read_conll("a.conll", text.encode()).rows
-    assert rows == [{"tokens": [w for w, _ in s], "tags": [t for _, t in s]} for s in sentences]
+    assert [row["tokens"] for row in rows] == [[word for word, _ in sentence] for sentence in sentences]
+    assert [row["tags"] for row in rows] == [[tag for _, tag in sentence] for sentence in sentences]
 
 
 @given(st.binary())

@@ -37,7 +37,21 @@ def test_columns_keep_the_types_of_the_source() -> None:
     assert found.equals(source)
 
 
-def test_values_that_come_late_are_text_where_nothing_was() -> None:
+@pytest.mark.parametrize("late", [{"a": "x", "b": ["y"]}, {"a": 1.5, "b": [{"type": "PER", "start": 0}]}])
+def test_values_that_come_late_in_a_row_group_give_their_column_its_type(late: dict[str, Any]) -> None:
+    rows = [{"a": None, "b": []}, late, {"a": None, "b": []}]
+    table = written(*([row] for row in rows), added={"y": 1}).read()
+    assert table.to_pylist() == [{**row, "y": 1} for row in rows]
+
+
+def test_fractions_may_follow_whole_numbers_and_keys_may_come_in_a_row_group() -> None:
+    table = written([{"a": 1, "b": {"k": 1}}], [{"a": 1.5, "b": {"late": 1}}], added={"y": 1}).read()
+    assert table.to_pylist()[0] == {"a": 1.0, "b": {"k": 1, "late": None}, "y": 1}
+    assert table.to_pylist()[1] == {"a": 1.5, "b": {"k": None, "late": 1}, "y": 1}
+
+
+def test_column_in_which_a_row_group_has_no_values_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_writer, "ROW_GROUP_BYTES", 1)
     table = written([{"a": None, "b": []}], [{"a": "x", "b": ["y"]}], added={"y": 1}).read()
     assert table.to_pylist() == [{"a": None, "b": [], "y": 1}, {"a": "x", "b": ["y"], "y": 1}]
 
@@ -53,7 +67,10 @@ def test_values_that_come_late_are_text_where_nothing_was() -> None:
         ([[{"a": {}}]], r"cannot be written as Parquet"),
     ],
 )
-def test_values_of_no_one_type_are_refused(chunks: list[list[dict[str, Any]]], message: str) -> None:
+def test_values_of_no_one_type_are_refused(
+    chunks: list[list[dict[str, Any]]], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_writer, "ROW_GROUP_BYTES", 1)
     with pytest.raises(DataError, match=rf"{message}.*Write \.jsonl"):
         written(*chunks)
 

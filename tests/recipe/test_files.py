@@ -18,7 +18,7 @@ from peft_bidora.recipe.suggest import suggest_recipe
 from peft_bidora.tasks import registry
 from peft_bidora.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
 
-METRICS = {"CoLA": "matthews", "MRPC": "f1_macro", "QQP": "f1_macro", "STS-B": "pearson"}
+METRICS = {"CoLA": "matthews", "MRPC": "f1_of_equivalent", "QQP": "f1_of_duplicate", "STS-B": "pearson"}
 MakeRecipe = Callable[..., Path]
 
 
@@ -95,10 +95,23 @@ def test_public_test_labels_leave_validation_to_the_selection(make_recipe: MakeR
     ]
 
 
-def test_test_fraction_stands_before_the_validation_rows(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", ["data.test_fraction=0.2", "data.test=mine.tsv"])
+def test_validation_rows_are_for_the_selection_where_test_rows_are_given(
+    own: str, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
     folder = write_glue(tmp_path, "RTE")
-    files, notes = data_files(glue_recipe(make_recipe, folder, "data.test_fraction=0.2"))
-    assert (files, notes) == ({"train": (str(folder / "train.tsv"), "train")}, [])
+    files, notes = data_files(glue_recipe(make_recipe, folder, own))
+    assert files.pop("test", ("mine.tsv", "test")) == ("mine.tsv", "test")
+    parts = {"train": (str(folder / "train.tsv"), "train"), "selection": (str(folder / "dev.tsv"), "validation")}
+    assert (files, notes) == (parts, [f"data.selection is not set: using {folder / 'dev.tsv'}"])
+
+
+def test_test_rows_are_not_the_selection_rows_too(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    folder = write_glue(tmp_path, "RTE")
+    files, _ = data_files(glue_recipe(make_recipe, folder, f"data.test={folder / 'dev.tsv'}"))
+    assert files.keys() == {"train", "test"}
+    files, _ = data_files(glue_recipe(make_recipe, "glue/rte", "data.test=glue/rte"))
+    assert files.keys() == {"train", "test"}
 
 
 def test_folder_named_as_test_gives_its_labelled_rows(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from peft_bidora.data.source import read_table
 from peft_bidora.errors import BiDoRAError, CheckpointError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.finished import evaluate, read_run
@@ -96,3 +97,21 @@ def test_run_that_is_not_finished_is_told_how_to_go_on(finished: Path) -> None:
     (finished / folder.METRICS).unlink()
     with pytest.raises(CheckpointError, match=r"not finished.*--resume"):
         read_run(finished)
+
+
+def test_run_in_a_folder_of_any_name_is_read(finished: Path) -> None:
+    moved = finished.with_name("run \U0001f600 'x'")
+    finished.rename(moved)
+    assert read_run(moved).recipe.output == moved
+
+
+def test_merge_into_the_present_folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert merge(finished, Path(".")).folder == tmp_path / "empty"
+    assert (tmp_path / "empty" / "config.json").is_file()
+
+
+def test_numbers_that_json_lacks_are_null_in_the_files_of_a_run(tmp_path: Path) -> None:
+    folder.write_json_lines(tmp_path / "a.jsonl", [{"x": float("nan"), "y": [float("inf"), 1.0]}])
+    assert read_table(tmp_path / "a.jsonl").rows == [{"x": None, "y": [None, 1.0]}]

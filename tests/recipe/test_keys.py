@@ -119,8 +119,10 @@ def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(prepare_module, "resolve_model", lambda name: f"folder of {name}")
     monkeypatch.setattr(prepare_module, "load_config", lambda _: config)
     monkeypatch.setattr(prepare_module, "load_tokenizer", lambda _: OneToken())
-    twin = replace(registry.TASKS["sequence-classification"], name="twin")
-    monkeypatch.setitem(registry.TASKS, "twin", twin)
+    kind = registry.TASKS["sequence-classification"]
+    kind = replace(kind, reads=kind.reads | {"generation"})  # it is the options that are compared
+    monkeypatch.setitem(registry.TASKS, kind.name, kind)
+    monkeypatch.setitem(registry.TASKS, "twin", replace(kind, name="twin"))
     monkeypatch.chdir(tmp_path)
     for name, count in (("train", 60), ("test", 12), ("other", 66)):
         rows = [

@@ -90,3 +90,11 @@ def test_tilde_of_the_output_is_the_home_folder(tmp_path: Path, monkeypatch: pyt
 def test_largest_seed_leaves_one_for_the_retrain_phase(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, TEXT), [f"seed={2**32 - 2}"])
     set_seed(recipe.seed + 1)
+
+
+def test_model_folder_is_found_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: models/tiny\ndata: {train: a.csv}\noutput: run\n")
+    assert load_recipe(path).model == str(tmp_path / "models/tiny")
+    assert load_recipe(path, ["model=owner/name"]).model == "owner/name"

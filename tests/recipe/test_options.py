@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from peft_bidora.errors import RecipeError
 from peft_bidora.recipe.load import load_recipe
-from peft_bidora.recipe.options import baseline_arguments, bidora_arguments, phase_steps
+from peft_bidora.recipe.options import baseline_arguments, bidora_arguments, check_read, phase_steps
 from peft_bidora.recipe.schema import RetrainSection
+from peft_bidora.tasks.registry import TASKS
 from peft_bidora.tasks.regression import Regression
 from peft_bidora.tasks.sequence_classification import SequenceClassification
 from peft_bidora.tasks.text_generation import TextGeneration
@@ -82,3 +84,30 @@ def test_best_checkpoint_is_chosen_by_the_metric_in_its_direction(
 def test_without_selection_rows_nothing_is_evaluated_or_chosen(make_recipe: Make) -> None:
     args = baseline_arguments(load_recipe(make_recipe()), CLASSES, False)
     assert (args.eval_strategy, args.load_best_model_at_end) == ("no", False)
+
+
+SET = {
+    "classification.class_weights": "balanced",
+    "classification.multi_label": "true",
+    "data.sequences": "protein",
+    "generation.num_beams": "4",
+}
+READ = {
+    "sequence-classification": {"classification.class_weights", "classification.multi_label", "data.sequences"},
+    "regression": {"data.sequences"},
+    "token-classification": {"classification.class_weights"},
+    "text-generation": {"generation.num_beams"},
+}
+
+
+@pytest.mark.parametrize("key", SET)
+@pytest.mark.parametrize("task", TASKS)
+def test_key_that_the_task_does_not_read_is_refused(task: str, key: str, make_recipe: Make) -> None:
+    kind = TASKS[task]
+    check_read(load_recipe(make_recipe()), kind)
+    recipe = load_recipe(make_recipe(), [f"{key}={SET[key]}"])
+    if key in READ[task]:
+        check_read(recipe, kind)
+        return
+    with pytest.raises(RecipeError, match=rf"{key.split('.num_')[0]} is set, which task={task} does not read"):
+        check_read(recipe, kind)

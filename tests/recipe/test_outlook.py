@@ -64,3 +64,22 @@ def test_timing_leaves_the_output_alone(method: str, make_recipe: Make) -> None:
     recipe = load_recipe(make_recipe(method=method))
     assert time_steps(prepare(recipe), make_trainer) > 0
     assert not recipe.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "expected"),
+    [
+        ("token-classification", {"tokens": ["a", "b"], "tags": ["O", "B-x"]}, {"O": 20, "B-x": 20}),
+        ("sequence-classification", {"text": "a", "labels": ["x", "y"]}, {"x": 20, "y": 20}),
+    ],
+)
+def test_tags_and_labels_of_lists_are_counted(
+    task: str, rows: dict[str, Any], expected: dict[str, int], make_recipe: Make
+) -> None:
+    def some(count: int, offset: int) -> list[dict[str, Any]]:
+        key = next(iter(rows))
+        texts = [[f"a{i}", "b"] if key == "tokens" else f"a{i} b" for i in range(offset, offset + count)]
+        return [{**rows, key: text} for text in texts]
+
+    path = make_recipe(some(60, 0), some(20, 60), task=task, data__text=None, data__label=None)
+    assert outlook(prepare(load_recipe(path)))["classes"]["test"] == expected

@@ -25,6 +25,7 @@ CASES: list[tuple[list[dict[str, Any]], str]] = [
     ([{"tokens": ["a"], "ner_tags": ["O"]}], "token-classification"),
     ([{"messages": []}], "text-generation"),
     ([{"prompt": "a", "completion": "b"}], "text-generation"),
+    ([{"words": "some words", "label": "x"}], "sequence-classification"),
     ([{"meaning_representation": "a", "reference": "b"}], "text-generation"),
 ]
 
@@ -87,3 +88,14 @@ def test_proteins_are_recognised_by_their_letters(tmp_path: Path) -> None:
 def test_file_that_tells_no_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has the columns 'a', 'b'; expected a label, tokens, messages"):
         suggest_recipe(str(write(tmp_path / "rows.jsonl", [{"a": 1, "b": 2}])))
+
+
+@pytest.mark.parametrize(("sequence", "expected"), [("MKVLACGT", "protein"), ("ACGTACGTNN", None)])
+def test_sequences_of_nucleotides_are_no_proteins(sequence: str, expected: str | None, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"sequence": sequence, "label": "x"}])
+    assert recognise(read_table(path))[1].get("sequences") == expected
+
+
+def test_messages_get_a_model_with_a_chat_template(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "a"}]}])
+    assert yaml.safe_load(suggest_recipe(str(path))[0])["model"].endswith("Instruct")

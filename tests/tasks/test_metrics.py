@@ -48,6 +48,7 @@ def calibration_error(probabilities: NDArray[np.float64], labels: NDArray[np.int
 def test_scores_equal_scikit_learns(seed: int, classes: int) -> None:
     logits, labels = random_case(seed, 60, classes)
     predicted = logits.argmax(-1)
+    positive = {f"f1_of_{k}": f1_score(labels, predicted, pos_label=k) for k in range(2)} if classes == 2 else {}
     # Both count whole rows and divide once or twice in float64.
     assert scores(logits, labels) == pytest.approx(
         {
@@ -55,6 +56,7 @@ def test_scores_equal_scikit_learns(seed: int, classes: int) -> None:
             "f1_macro": f1_score(labels, predicted, average="macro"),
             "f1_weighted": f1_score(labels, predicted, average="weighted"),
             "matthews": matthews_corrcoef(labels, predicted),
+            **positive,
             "ece": calibration_error(softmax(logits, -1), labels),
         },
         rel=1e-12,

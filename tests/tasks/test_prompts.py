@@ -111,6 +111,12 @@ def test_template_that_cannot_write_the_rows_is_a_fault(template: str, words: st
         examples([{"messages": [*ASK, ANSWER]}], make_tokenizer(template))
 
 
+def test_unlabelled_chat_that_the_template_refuses_is_a_fault_of_its_row(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(DataError, match=r"refuses .*roles must alternate.*row 1"):
+        examples([{"messages": ASK}], tokenizer, require_labels=False)
+
+
 def test_chat_is_the_whole_of_a_prompt(make_tokenizer, chat_template) -> None:
     rows = [{"prompt": ASK, "more": "text", "completion": "me"}]
     table = table_of_rows("rows", ("prompt", "more", "completion"), rows, None)

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from peft_bidora.data.class_names import name_listed_classes
+from peft_bidora.data.class_names import name_classes
 from peft_bidora.data.rows import NumberedRow, RowStream
 from peft_bidora.data.table import Table, table_of_rows, unique_columns
 from peft_bidora.data.wording import listed, suggestion
@@ -23,7 +23,7 @@ def read_parquet(source: str, data: bytes) -> Table:
     """Read a Parquet file from its bytes, by the rules of `parquet_rows`; lists of class numbers become names."""
     stream, file = parquet_rows(source, io.BytesIO(data))
     table = stream.table(sha256(data).hexdigest())
-    name_listed_classes(file.schema_arrow, table.rows)
+    name_classes(file.schema_arrow, table.rows)
     return table
 
 
@@ -123,7 +123,7 @@ def _parquet_faults(source: str) -> Iterator[None]:
 
 def _from_arrow(source: str, arrow: Any, digest: str | None) -> Table:
     columns, rows = unique_columns(source, arrow.column_names), arrow.to_pylist()
-    name_listed_classes(arrow.schema, rows)
+    name_classes(arrow.schema, rows)
     return table_of_rows(source, columns, rows, digest)
 
 

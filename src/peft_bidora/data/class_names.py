@@ -1,4 +1,4 @@
-"""Give the tags of a data set of `datasets` their names: it stores them as numbers, and the names in its schema."""
+"""Give the classes and tags of a data set of `datasets` their names: it stores numbers, and the names in its schema."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 METADATA = b"huggingface"
 
 
-def name_listed_classes(schema: Any, rows: list[dict[str, Any]]) -> None:
-    """Replace the numbers by names, in place, where a column is a list of `ClassLabel`; one out of range is left.
+def name_classes(schema: Any, rows: list[dict[str, Any]]) -> None:
+    """Replace numbers by names, in place, where a column is a `ClassLabel` or a list of it; one out of range is left.
 
     Args:
         schema: of the Arrow table, with what `datasets` wrote into its metadata.
@@ -18,6 +18,9 @@ def name_listed_classes(schema: Any, rows: list[dict[str, Any]]) -> None:
     from datasets import ClassLabel, Features
 
     for column, feature in Features.from_arrow_schema(schema).items():
+        if isinstance(feature, ClassLabel):
+            for row in rows:
+                row[column] = _name(feature.names, row[column])
         of_list = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
         if isinstance(of_list, ClassLabel):
             for row in rows:

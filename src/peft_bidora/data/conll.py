@@ -52,10 +52,10 @@ def read_conll(source: str, data: bytes) -> Table:
 def conll_rows(source: str, stream: BinaryIO) -> RowStream:
     """Stream sentences as rows of `tokens` and `tags`, each numbered by the line of its first word.
 
-    The columns are separated by tabs or by blanks; the first holds the word, the last the tag, and those between are
-    passed over. A file of a single column has no tags. Lines of `-DOCSTART-` are skipped, and so are lines that begin
-    with `#`, unless they have the columns of a word: `#travel<TAB>O` is one. A line of another number of columns, or
-    without a word or a tag, is a fault.
+    The columns are separated by tabs or by blanks; the first holds the word, the last the tag, and those between become
+    `column_2` and `column_3`. A file of a single column has no tags. Lines of `-DOCSTART-` are skipped, and so are
+    lines that begin with `#`, unless they have the columns of a word: `#travel<TAB>O` is one. A line of another number
+    of columns, or without a word or a tag, is a fault.
 
     Args:
         source: what the user named.
@@ -74,7 +74,7 @@ def conll_rows(source: str, stream: BinaryIO) -> RowStream:
         )
     lines = (_Line(number, _cells(text, form.by_tabs)) for number, text in chain(head, texts))
     kept = (line for line in lines if not _is_comment(line.cells, form))
-    return RowStream(source, _rows(source, kept, form), (TOKENS,) if form.width == 1 else (TOKENS, TAGS))
+    return RowStream(source, _rows(source, kept, form), _columns(form))
 
 
 def is_conll(path: Path) -> bool:
@@ -143,5 +143,9 @@ def _fault(source: str, number: int, cells: list[str], form: _Form) -> str | Non
 
 
 def _row(sentence: list[_Line], form: _Form) -> Row:
-    row: Row = {TOKENS: [line.cells[0] for line in sentence]}
-    return row if form.width == 1 else {**row, TAGS: [line.cells[-1] for line in sentence]}
+    return {name: [line.cells[place] for line in sentence] for place, name in enumerate(_columns(form))}
+
+
+def _columns(form: _Form) -> tuple[str, ...]:
+    between = (f"column_{place}" for place in range(2, form.width))
+    return (TOKENS,) if form.width == 1 else (TOKENS, *between, TAGS)

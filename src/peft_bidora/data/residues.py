@@ -6,6 +6,7 @@ from peft_bidora.data.fields import read_text
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 # X any; B aspartate or asparagine; Z glutamate or glutamine; J leucine or isoleucine; U selenocysteine; O pyrrolysine
 RESIDUES = frozenset(STANDARD + "XBZJUO")
+NUCLEOTIDES = frozenset("ACGTUN")  # all of them letters of residues too
 
 
 def read_residues(value: object, column: str) -> str | Fault:

@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Callable
 from datetime import date, datetime, time
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -12,16 +14,27 @@ from peft_bidora.errors import DataError
 HALF_A_PAIR = "A row has half a surrogate pair, which no text can hold. Write .jsonl, where it is escaped."
 
 
-def as_json(value: Any) -> bytes:
-    """Return the JSON of a value in UTF-8; infinite numbers and NaN, which JSON lacks, become null."""
+def as_json(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> bytes:
+    """Return the JSON of a value in UTF-8; infinite numbers and NaN, which JSON lacks, become null.
+
+    Args:
+        value: of types that JSON has, or that `default` makes into such.
+        indent: blanks for each level; None for a single line.
+        default: takes a value of another type; None for what occurs in Parquet files.
+
+    Raises:
+        DataError: a type that text cannot hold.
+    """
+    dump = partial(json.dumps, indent=indent, allow_nan=False, default=default or _plain)
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+        text = dump(value, ensure_ascii=False)
     except ValueError:
-        text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+        value = _finite(value)
+        text = dump(value, ensure_ascii=False)
     try:
         return text.encode()
     except UnicodeEncodeError:  # half a surrogate pair, as it came
-        return json.dumps(json.loads(text)).encode()
+        return dump(value).encode()
 
 
 def _plain(value: object) -> object:

@@ -29,11 +29,11 @@ def data_files(recipe: Recipe) -> tuple[dict[str, Part], list[str]]:
         source, split, note = labelled_test(data.test)
         files["test"] = (source, split)
         notes += [note] if note else []
-    beside, hidden = _beside(data.train)
+    beside, hidden = _beside(data.train, brings_test=data.test is not None or data.test_fraction > 0)
     for key, part in beside.items():
         if key == "train":
             files[key] = part
-        elif key not in files and not getattr(data, f"{key}_fraction"):
+        elif key not in files and not getattr(data, f"{key}_fraction") and not _is_same(part, files.get("test")):
             files[key] = part
             where = part[0] if Path(part[0]).is_file() else f"the {part[1]} split of {part[0]}"
             notes.append(hidden if key == "test" and hidden else f"data.{key} is not set: using {where}")
@@ -60,7 +60,13 @@ def with_glue_defaults(recipe: Recipe) -> tuple[Recipe, list[str]]:
     return recipe.model_copy(update=changes), notes
 
 
-def _beside(train: str) -> tuple[dict[str, Part], str | None]:
+def _is_same(part: Part, other: Part | None) -> bool:
+    """Return whether two parts are one: a split of one source, or one file that is taken for two splits."""
+    is_file = other is not None and Path(part[0]).is_file()
+    return part == other or bool(is_file and other and Path(part[0]).resolve() == Path(other[0]).resolve())
+
+
+def _beside(train: str, brings_test: bool) -> tuple[dict[str, Part], str | None]:
     """Return what stands beside the train rows by key, and a note if validation rows must serve as test rows."""
     folder = Path(train).expanduser()
     found: dict[str, Part] = {}
@@ -73,7 +79,7 @@ def _beside(train: str) -> tuple[dict[str, Part], str | None]:
     elif not folder.exists() and glue_of_hub(train):
         found = {key: (train, split) for key, split in SPLIT_OF.items()}
     source, split, hidden = labelled_test(train)
-    if hidden:
+    if hidden and not brings_test:
         found["test"] = (source, split)
         found.pop("selection", None)
-    return found, hidden
+    return found, None if brings_test else hidden

@@ -1,6 +1,5 @@
 """A finished run: load its model, score and predict with it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +53,7 @@ def read_run(run_folder: Path) -> FinishedRun:
         CheckpointError: the folder holds no run, one that is not finished, or one that is damaged.
     """
     folder.require_run(run_folder)
-    recipe = load_recipe(run_folder / folder.RECIPE, [f"output={json.dumps(str(run_folder))}"])
+    recipe = load_recipe(run_folder / folder.RECIPE).model_copy(update={"output": run_folder})
     if not (run_folder / folder.METRICS).is_file():
         raise CheckpointError(
             f"{run_folder} holds a run that is not finished. Go on with it:"

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from peft_bidora.data.fields import SURROGATE
+from peft_bidora.data.values import as_json
 from peft_bidora.errors import CheckpointError, RecipeError
 from peft_bidora.recipe.load import dump_recipe
 from peft_bidora.recipe.output import LOCK, check_writable
@@ -194,12 +194,12 @@ def read_object(path: Path, keys: Iterable[str], cure: str = DEFAULT_CURE) -> di
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a kill leaves the old file or the new one."""
-    write_text(path, _json(value, indent=2) + "\n")
+    write_text(path, as_json(value, indent=2, default=str).decode() + "\n")
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     """Write one JSON value a line, as `write_json` does."""
-    write_text(path, "".join(_json(value) + "\n" for value in values))
+    write_text(path, "".join(as_json(value, default=str).decode() + "\n" for value in values))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -210,12 +210,6 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _json(value: Any, indent: int | None = None) -> str:
-    """Return the JSON of a value; half a surrogate pair, which no file can hold, is escaped as it came."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
-    return json.dumps(value, indent=indent, default=str) if SURROGATE.search(text) else text
 
 
 def _damaged(path: Path, reason: str, cure: str) -> CheckpointError:

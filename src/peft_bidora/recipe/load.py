@@ -18,8 +18,8 @@ MERGE = "tag:yaml.org,2002:merge"
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Return the checked recipe.
 
-    A data path is taken relative to the recipe's folder if it exists there, else to the current one; the output
-    relative to the current folder.
+    A data path, and a model's, is taken relative to the recipe's folder if it exists there, else to the current one;
+    the output relative to the current folder.
 
     Args:
         path: a YAML file.
@@ -122,12 +122,13 @@ def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def _relocate(values: dict[str, Any], folder: Path) -> None:
     data = values.get("data")
-    for key in ("train", "test", "selection"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), str):
+    named = [(data, key) for key in ("train", "test", "selection")] if isinstance(data, dict) else []
+    for section, key in [(values, "model"), *named]:
+        if not isinstance(section.get(key), str):
             continue
-        for path in (folder / data[key], Path(data[key])):
+        for path in (folder / section[key], Path(section[key])):
             if os.path.exists(path):  # which is False for what is no path at all
-                data[key] = str(path.resolve())  # the run folder's recipe is read from anywhere
+                section[key] = str(path.resolve())  # the run folder's recipe is read from anywhere
                 break
 
 

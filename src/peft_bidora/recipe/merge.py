@@ -24,6 +24,7 @@ from peft_bidora.tasks.base_model import resolve_model
 
 ROWS = 16
 RECORD = "merge.json"  # what was merged, and the files that stand for it
+MOST_LOGITS = 2**24  # that are compared
 TOLERANCE = 1e-4  # float32: what folding the scale into the weight may round
 
 
@@ -62,6 +63,7 @@ def merge(
         BiDoRAError: the run is not finished or has nothing to merge, the output is taken, or the merged weights in
             float32 give other logits.
     """
+    output = output.absolute()  # of which `.` has a name
     if dtype not in ("float32", "bfloat16"):
         raise RecipeError(f"dtype={dtype}: expected float32 or bfloat16.")
     _check_output(output, overwrite)
@@ -133,6 +135,8 @@ def _logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     inputs = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
     with torch.no_grad():
         logits: Tensor = model(**inputs)["logits"]
+    if logits.ndim == 3:  # of every token, each as wide as a vocabulary may be
+        logits = logits[:, :: max(1, -(-logits.numel() // MOST_LOGITS))]
     return logits.float().cpu()
 
 

@@ -8,8 +8,9 @@ import torch
 from transformers import TrainingArguments
 
 from peft_bidora.adapter.attach import AdapterOptions
-from peft_bidora.recipe.schema import PhaseSection, Recipe
-from peft_bidora.tasks.task import Task, TaskOptions
+from peft_bidora.errors import RecipeError
+from peft_bidora.recipe.schema import GenerationSection, PhaseSection, Recipe
+from peft_bidora.tasks.task import Task, TaskKind, TaskOptions
 from peft_bidora.training.arguments import BiDoRAArguments
 
 
@@ -30,6 +31,23 @@ def task_options(recipe: Recipe, config: Any = None) -> TaskOptions:
         encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
         seed=recipe.seed,
     )
+
+
+def check_read(recipe: Recipe, kind: TaskKind) -> None:
+    """Raise RecipeError for each key that is set although the task does not read it; one fault a key."""
+    set_keys = {
+        "classification.class_weights": recipe.classification.class_weights != "none",
+        "classification.multi_label": bool(recipe.classification.multi_label),
+        "data.sequences": recipe.data.sequences == "protein",
+        "generation": recipe.generation != GenerationSection(),
+    }
+    faults = [
+        f"{key} is set, which task={kind.name} does not read. Leave it out."
+        for key, is_set in set_keys.items()
+        if is_set and key not in kind.reads
+    ]
+    if faults:
+        raise RecipeError(*faults)
 
 
 def bidora_arguments(recipe: Recipe, task: Task, selection: bool) -> BiDoRAArguments:

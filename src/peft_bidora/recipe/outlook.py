@@ -17,11 +17,11 @@ from peft_bidora.recipe.options import adapter_options, phase_steps
 from peft_bidora.recipe.prepare import Prepared
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_config, skeleton
+from peft_bidora.tasks.truncation import UNCUT
 from peft_bidora.training.arguments import estimator_for
 
 # Passes that an upper step adds, a pass being one forward and backward; "exact" differentiates one of its two twice.
 UPPER_PASSES = {"finite-difference": 3, "one-sided": 2, "exact": 2, "first-order": 1, "pbgd-free": 1}
-UNCUT = 1_000_000  # tokens: longer than any row
 TIMED_STEPS = 3
 
 
@@ -97,13 +97,18 @@ class _StepClock(TrainerCallback):  # type: ignore[misc]  # transformers is unty
 
 
 def _classes(prepared: Prepared, part: Examples) -> dict[str, int]:
-    """Return the rows of each class, most first; nothing where labels are no classes."""
-    return dict(Counter(part.labels or []).most_common()) if prepared.kind.strata(part) is None else {}
+    """Return how often each class occurs, most first; nothing where labels are no classes."""
+    return dict(Counter(prepared.kind.classes(part) if len(part) else ()).most_common())
 
 
 def _tokens(prepared: Prepared) -> dict[str, Any]:
     task, parts = prepared.rows.task, [part for part in prepared.rows.parts.values() if len(part)]
-    lengths = [len(ids) for part in parts for ids in task.encode(part, prepared.tokenizer, UNCUT)["input_ids"]]
+    lengths = [
+        len(ids)
+        for part in parts
+        for chunk in part.chunks()
+        for ids in task.encode(chunk, prepared.tokenizer, UNCUT)["input_ids"]
+    ]
     return {
         "median": median(lengths),
         "percentile_95": quantiles(lengths, n=20, method="inclusive")[-1],

@@ -15,7 +15,7 @@ from peft_bidora.data.wording import counted, suggestion, verb
 from peft_bidora.errors import DataError, Faults, RecipeError
 from peft_bidora.recipe.checks import check_trackers, check_upper_steps, check_vocabulary
 from peft_bidora.recipe.files import data_files, with_glue_defaults
-from peft_bidora.recipe.options import task_options
+from peft_bidora.recipe.options import check_read, task_options
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_config, load_tokenizer, position_limit, resolve_model, skeleton
 from peft_bidora.tasks.registry import find_task
@@ -109,6 +109,7 @@ def read_rows(recipe: Recipe, kind: TaskKind, tokenizer: Any = None, config: Any
     data, options, faults = recipe.data, task_options(recipe, config), Faults()
     layout = kind.layout(options, tokenizer)
     files, found = data_files(recipe)
+    faults.check(check_read, recipe, kind)
     faults.check(_require_parts, recipe, files)
     read = {key: faults.check(_arranged, kind, source, split) for key, (source, split) in files.items()}
     tables = {key: table for key, table in read.items() if table is not None}

@@ -10,7 +10,7 @@ from peft_bidora.data.columns import LABEL_NAMES
 from peft_bidora.data.faults import Fault, is_empty
 from peft_bidora.data.fields import name_of
 from peft_bidora.data.glue import glue_of_hub, labelled_test
-from peft_bidora.data.residues import read_residues
+from peft_bidora.data.residues import NUCLEOTIDES, read_residues
 from peft_bidora.data.source import find_split_files, read_table
 from peft_bidora.data.table import Table
 from peft_bidora.data.targets import read_number
@@ -55,7 +55,9 @@ def suggest_recipe(data: str) -> tuple[str, str]:
     name = _run_name(Path(data))
     lines = [*_split_lines(data), *(f"  {key}: {value}" for key, value in hints.items())]
     encoder = "facebook/esm2_t6_8M_UR50D" if "sequences" in hints else "builtin:minilm"
-    model = "gpt2" if task == "text-generation" else encoder
+    model = encoder
+    if task == "text-generation":  # messages need a chat template
+        model = "Qwen/Qwen2.5-0.5B-Instruct" if MESSAGES in table.columns else "gpt2"
     text = TEMPLATE.format(
         model=model,
         task=task,
@@ -72,7 +74,7 @@ def recognise(table: Table) -> tuple[str, dict[str, Any]]:
     Raises:
         DataError: it has no columns that tell.
     """
-    if _has(table, WORDS.text_names):
+    if _has_words(table):
         return "token-classification", {}
     completions = set(COMPLETION_NAMES) - set(LABEL_NAMES)
     if MESSAGES in table.columns or (_has(table, PROMPT_NAMES) and _has(table, completions)):
@@ -124,10 +126,17 @@ def _has(table: Table, names: Iterable[str]) -> bool:
     return any(name in table.columns for name in names)
 
 
+def _has_words(table: Table) -> bool:
+    """Whether a column of words holds lists of them: a text may stand under such a name too."""
+    columns = [name for name in WORDS.text_names if name in table.columns]
+    return any(not isinstance(WORDS.text(row.get(name), name), Fault) for name in columns for row in table.rows[:1])
+
+
 def _is_protein(table: Table) -> bool:
-    return "sequence" in table.columns and not any(
-        isinstance(read_residues(row.get("sequence"), "sequence"), Fault) for row in table.rows
-    )
+    sequences = [row.get("sequence") for row in table.rows]
+    if "sequence" not in table.columns or any(isinstance(read_residues(each, ""), Fault) for each in sequences):
+        return False
+    return not set().union(*map(str, sequences)) <= NUCLEOTIDES
 
 
 def _are_numbers(values: list[object]) -> bool:

@@ -1,6 +1,7 @@
 """The model card of a run, and its upload to the Hugging Face hub."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ METHODS = {
     "lora": "LoRA (arXiv:2106.09685)",
     "full": "full fine-tuning",
 }
+LOADED = re.compile(r"""(\.from_pretrained\()('[^']*'|"[^"]*")""")  # a folder of this machine
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -38,8 +40,8 @@ On {{ rows.test }} test rows that were read once, at the end; 95 % bootstrap int
 
 | metric | value | interval |
 | --- | --- | --- |
-{% for name, score in test.items() -%}
-| {{ name }} | {{ "%.4f"|format(score.value) }} | {{ "%.4f"|format(score.low) }} – {{ "%.4f"|format(score.high) }} |
+{% for name, value, low, high in scores -%}
+| {{ name }} | {{ value }} | {{ low }} – {{ high }} |
 {% endfor %}
 ## Use
 
@@ -76,7 +78,7 @@ def write_model_card(run_folder: Path) -> Path:
     recipe, metrics, manifest = _read(run_folder)
     base, path = _base(recipe), folder.weights_folder(recipe)
     card_data = ModelCardData(
-        base_model=None if ":" in base else base,
+        base_model=None if ":" in base or Path(recipe.model).is_dir() else base,  # a folder's name is a stranger's
         library_name="transformers" if recipe.method == "full" else "peft",
         pipeline_tag=PIPELINES.get(recipe.task),
         tags=["peft-bidora", recipe.method],
@@ -93,10 +95,10 @@ def write_model_card(run_folder: Path) -> Path:
         parameters=f"{metrics['parameters']:,}",
         seconds=f"{metrics['seconds']:.0f}",
         rows=metrics["rows"],
-        test=metrics["test"],
-        loading=[
-            line.replace(repr(str(path)), repr(recipe.push_to_hub or path.name)) for line in metrics["loading_lines"]
+        scores=[
+            (name, *(_shown(score[key]) for key in ("value", "low", "high"))) for name, score in metrics["test"].items()
         ],
+        loading=[LOADED.sub(rf"\1{recipe.push_to_hub or path.name!r}", line) for line in metrics["loading_lines"]],
         splits=manifest["split_sha256"],
         use_of_splits=_use_of_splits(recipe, metrics["rows"]),
         recipe=dump_recipe(_without_paths(recipe)),
@@ -136,6 +138,10 @@ def _read(run_folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
         json.loads((run_folder / name).read_text(encoding="utf-8")) for name in (folder.METRICS, folder.MANIFEST)
     )
     return Recipe.model_validate({**values, "output": run_folder}), metrics, manifest
+
+
+def _shown(number: float | None) -> str:
+    return "not finite" if number is None else f"{number:.4f}"
 
 
 def _use_of_splits(recipe: Recipe, rows: dict[str, int]) -> str:

@@ -65,17 +65,30 @@ def rendered_answer(tokenizer: Any, prompt: Messages, answer: str) -> str:
     return text[: text.rindex(end)] if end in text else text
 
 
-def check_rendering(tokenizer: Any, prompt: Messages, answer: str) -> Fault | None:
-    """Return what is wrong with the chat template's writing of a chat."""
+def refused(tokenizer: Any, prompt: Messages, answer: str | None = None) -> Fault | None:
+    """Return why the chat template does not write a chat, None where it does.
+
+    Args:
+        tokenizer: has a chat template.
+        prompt: the messages before the answer.
+        answer: the assistant's; None for the prompt alone.
+    """
     try:
-        whole, begun = render(tokenizer, prompt, answer), render(tokenizer, prompt)
+        render(tokenizer, prompt, answer)
     except Exception as error:  # a template raises whatever its author chose
         reason = " ".join(str(error).split())[:200]
         return Fault(
             f"messages that the tokenizer's chat template refuses ({reason})",
             "Change them, or give prompt and completion.",
         )
-    if not whole.startswith(begun):
+    return None
+
+
+def check_rendering(tokenizer: Any, prompt: Messages, answer: str) -> Fault | None:
+    """Return what is wrong with the chat template's writing of a chat."""
+    if fault := refused(tokenizer, prompt, answer):
+        return fault
+    if not render(tokenizer, prompt, answer).startswith(render(tokenizer, prompt)):
         return Fault(
             "messages that the tokenizer's chat template writes anew once they are answered",
             "the text of a prompt must be the beginning of the whole. Give prompt and completion as texts.",

@@ -8,9 +8,9 @@ from typing import Any
 from peft_bidora.data.examples import Examples
 from peft_bidora.errors import ModelError
 from peft_bidora.tasks.chat import render, rendered_answer
+from peft_bidora.tasks.encoding import IGNORED
 from peft_bidora.tasks.task import Columns
 
-IGNORED = -100  # a label that is no target
 NEWLINE = "\n"
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from peft_bidora.data.examples import Examples
 from peft_bidora.tasks.task import Columns
 
+IGNORED = -100  # the label of a position that is no target
+
 
 def encode_texts(examples: Examples, tokenizer: Any, max_length: int) -> Columns:
     """Return the tokenizer's columns of single texts or pairs, unpadded.

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from peft_bidora.bilevel.randomness import preserved_random_state
-from peft_bidora.tasks.completions import IGNORED, end_of_text
+from peft_bidora.tasks.completions import end_of_text
+from peft_bidora.tasks.encoding import IGNORED
 
 
 @dataclass(frozen=True)

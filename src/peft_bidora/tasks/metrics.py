@@ -78,8 +78,8 @@ def class_sums(found: Confusion, counts: Array | None = None) -> ClassSums:
     return ClassSums(summed(found.true, right), summed(found.true, ones), summed(found.predicted, ones))
 
 
-def classification_scores(sums: ClassSums) -> dict[str, Array]:
-    """Return accuracy, f1_macro, f1_weighted and matthews.
+def classification_scores(sums: ClassSums, names: Sequence[str] = ()) -> dict[str, Array]:
+    """Return accuracy, f1_macro, f1_weighted, matthews and, of classes that are named, f1_of_NAME.
 
     With true positives t_k, c_k rows of class k, p_k predictions of it and n rows:
     accuracy = Σ t_k / n;  f1_k = 2 t_k / (c_k + p_k);  f1_macro = mean over the classes that occur of f1_k;
@@ -88,6 +88,7 @@ def classification_scores(sums: ClassSums) -> dict[str, Array]:
 
     Args:
         sums: (..., classes), t, c and p.
+        names: of all classes, or of none.
     """
     hits, true, predicted = sums.hits, sums.true, sums.predicted
     rows, right = true.sum(-1), hits.sum(-1)
@@ -100,10 +101,13 @@ def classification_scores(sums: ClassSums) -> dict[str, Array]:
         "f1_macro": f1.sum(-1) / occurs.sum(-1),
         "f1_weighted": (true * f1).sum(-1) / rows,
         "matthews": np.where(root > 0, covariance / np.where(root > 0, root, 1), 0.0),
+        **{f"f1_of_{name}": f1[..., k] for k, name in enumerate(names)},
     }
 
 
-def resampled_classification_scores(found: Confusion, rng: np.random.Generator, resamples: int) -> dict[str, Array]:
+def resampled_classification_scores(
+    found: Confusion, rng: np.random.Generator, resamples: int, names: Sequence[str] = ()
+) -> dict[str, Array]:
     """Return (resamples,) values of each score over rows drawn with replacement.
 
     The rows of a draw fall into the cells of the confusion matrix as a multinomial draw, so none need be listed. Of the
@@ -114,7 +118,7 @@ def resampled_classification_scores(found: Confusion, rng: np.random.Generator, 
     parts = []
     for start in range(0, resamples, step):
         drawn = rng.multinomial(total, found.counts / total, size=min(step, resamples - start))
-        parts.append(classification_scores(class_sums(found, drawn)))
+        parts.append(classification_scores(class_sums(found, drawn), names))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -10,7 +10,7 @@ from peft_bidora.data.faults import Fault, emptiness, is_empty, kind_of
 from peft_bidora.data.fields import read_text
 from peft_bidora.data.repeats import text_keys
 from peft_bidora.data.table import Table
-from peft_bidora.tasks.chat import ASSISTANT, Messages, check_rendering, last_answer, read_messages
+from peft_bidora.tasks.chat import ASSISTANT, Messages, check_rendering, last_answer, read_messages, refused
 
 MESSAGES, COMPLETION = "messages", "completion"
 PROMPT_NAMES = (
@@ -102,7 +102,7 @@ def _read_prompt(tokenizer: Any, value: object, column: str) -> str | Messages |
     prompt = messages[:-1] if messages[-1][0] == ASSISTANT else messages
     if not prompt or (column != MESSAGES and len(prompt) < len(messages)):
         return Fault(f"nothing to answer in {column!r}", "the messages of a prompt end with the user's. Add it.")
-    return prompt
+    return prompt if tokenizer is None else refused(tokenizer, prompt) or prompt
 
 
 def _check_chat(tokenizer: Any, texts: tuple[Any, ...], references: tuple[str, ...]) -> Fault | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from peft_bidora.data.columns import Layout
 from peft_bidora.data.examples import Examples
-from peft_bidora.data.residues import STANDARD, read_residues
+from peft_bidora.data.residues import NUCLEOTIDES, STANDARD, read_residues
 from peft_bidora.data.wording import listed, rows_have
 from peft_bidora.tasks.task import TaskOptions
 
@@ -13,7 +13,6 @@ SEQUENCE_NAMES = ("sequence", "sequences", "protein", "protein_sequence", "pepti
 PAIR_NAMES = (("sequence1", "sequence2"), ("protein1", "protein2"), ("sequence_a", "sequence_b"))
 LOOKED_AT = 100  # rows
 SHOWN_RESIDUES, SHOWN_PIECES = 20, 6
-NUCLEOTIDES = frozenset("ACGTUN")
 # Shorter words in capitals may be anything.
 MEAN_RESIDUES = 8
 

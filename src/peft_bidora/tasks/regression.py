@@ -166,4 +166,5 @@ REGRESSION = TaskKind(
     notes=sequence_notes,
     encoding_notes=text_notes,
     reading=reading,
+    reads=frozenset({"data.sequences"}),
 )

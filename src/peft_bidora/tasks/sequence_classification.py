@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -56,9 +57,14 @@ class SequenceClassification:
 
     name: ClassVar[str] = NAME
     peft_type: ClassVar[str] = "SEQ_CLS"
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro", "f1_weighted", "matthews", "ece")
     lower_is_better: ClassVar[tuple[str, ...]] = ("ece",)
     has_logits: ClassVar[bool] = True
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the scores: of two classes, the F1 of each is one too."""
+        names = ("accuracy", "f1_macro", "f1_weighted", "matthews")
+        return *names, *(f"f1_of_{name}" for name in self._scored_names), "ece"
 
     @property
     def outputs(self) -> int:
@@ -118,9 +124,9 @@ class SequenceClassification:
         return self.decode(forward(model, inputs))
 
     def scores(self, predictions: Sequence[Array], labels: Sequence[str]) -> dict[str, float]:
-        """Return accuracy, f1_macro, f1_weighted, matthews and ece, the expected calibration error."""
+        """Return each of `metrics`; ece is the expected calibration error."""
         cells = calibration_cells(_probabilities(predictions), self._indices(labels))
-        found = classification_scores(class_sums(self._confusion(predictions, labels)))
+        found = classification_scores(class_sums(self._confusion(predictions, labels)), self._scored_names)
         return {
             **{name: float(value) for name, value in found.items()},
             "ece": float(calibration_error(cells, cells.counts)),
@@ -132,7 +138,7 @@ class SequenceClassification:
         """Return (resamples,) values of each metric, over rows drawn with replacement."""
         cells = calibration_cells(_probabilities(predictions), self._indices(labels))
         return {
-            **resampled_classification_scores(self._confusion(predictions, labels), rng, resamples),
+            **resampled_classification_scores(self._confusion(predictions, labels), rng, resamples, self._scored_names),
             "ece": resampled_calibration_error(cells, rng, resamples),
         }
 
@@ -156,6 +162,10 @@ class SequenceClassification:
         """Return the classes, and their weights where they have any."""
         weights = {} if self.class_weights is None else {"class_weights": list(self.class_weights)}
         return {"label_names": list(self.label_names), **weights}
+
+    @property
+    def _scored_names(self) -> tuple[str, ...]:
+        return self.label_names if self.outputs == 2 else ()
 
     def _indices(self, labels: Sequence[str]) -> Array:
         index = {name: position for position, name in enumerate(self.label_names)}
@@ -233,4 +243,8 @@ SEQUENCE_CLASSIFICATION = TaskKind(
     notes=sequence_notes,
     reading=reading,
     encoding_notes=text_notes,
+    reads=frozenset({"classification.class_weights", "classification.multi_label", "data.sequences"}),
+    classes=lambda examples: chain.from_iterable(
+        [label] if isinstance(label, str) else label for label in examples.required_labels()
+    ),
 )

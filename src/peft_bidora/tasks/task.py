@@ -1,6 +1,6 @@
 """What the recipe needs to know of a task: before the rows are read a `TaskKind`, after it a `Task`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -125,6 +125,8 @@ class TaskKind:
         learned: rows of the train file -> the rows that are learned from; a row may become several.
         scored: rows of a selection or test split -> the rows that are scored; several may become one.
         tokenizer: makes a tokenizer ready for the task, in place or not; it is saved with the weights.
+        reads: the keys of a recipe that this task reads and others do not.
+        classes: of labelled rows, a name for each class that a row, or a word of it, has.
     """
 
     name: str
@@ -140,3 +142,5 @@ class TaskKind:
     learned: Callable[[Examples], Examples] = lambda examples: examples
     scored: Callable[[Examples], Examples] = lambda examples: examples
     tokenizer: Callable[[Any], Any] = lambda tokenizer: tokenizer
+    reads: frozenset[str] = frozenset()
+    classes: Callable[[Examples], Iterable[str]] = lambda _: ()

@@ -164,4 +164,5 @@ TEXT_GENERATION = TaskKind(
     encoding_notes=lambda task, *encoding: cut_notes(task.separator, task.reserved, task.encoder_decoder, *encoding),
     learned=one_row_a_reference,
     scored=one_row_a_prompt,
+    reads=frozenset({"generation"}),
 )

@@ -14,6 +14,7 @@ from peft_bidora.data.words import WORDS
 from peft_bidora.errors import RecipeError
 from peft_bidora.tasks.base_model import load_weights, token_classifier
 from peft_bidora.tasks.class_weights import class_weights
+from peft_bidora.tasks.encoding import IGNORED
 from peft_bidora.tasks.entities import OUTSIDE, rarest_types, split_tag
 from peft_bidora.tasks.logits import at_least_float32, forward
 from peft_bidora.tasks.resampling import resampled
@@ -30,7 +31,6 @@ from peft_bidora.tasks.tag_scheme import Scheme, check_scheme, recognise_scheme,
 from peft_bidora.tasks.tagging import Tagging, decode_tags, told_entities
 from peft_bidora.tasks.task import Array, Columns, TaskKind, TaskOptions
 from peft_bidora.tasks.word_encoding import (
-    IGNORED,
     WORDS_COLUMN,
     encode_words,
     tokenizer_for_words,
@@ -211,8 +211,6 @@ def fit(options: TaskOptions, train: Examples, lower: Examples) -> TokenClassifi
         DataError: there is a single tag, or there are tags of no scheme, or of several.
         RecipeError: a tag is weighed that there is not, or the recipe says what this task does not read.
     """
-    if options.multi_label:
-        raise RecipeError(f"classification.multi_label=true: task={NAME} gives a word one tag. Leave it out.")
     if len(train.texts[0]) != 1:
         raise RecipeError(f"data.text names two columns; task={NAME} reads the words of one. Correct data.text.")
     scheme = recognise_scheme(train)
@@ -253,4 +251,6 @@ TOKEN_CLASSIFICATION = TaskKind(
     reading=reading,
     tokenizer=tokenizer_for_words,
     encoding_notes=encoding_notes,
+    reads=frozenset({"classification.class_weights"}),
+    classes=lambda examples: chain.from_iterable(examples.required_labels()),
 )

@@ -8,9 +8,9 @@ from tokenizers import pre_tokenizers
 
 from peft_bidora.data.examples import Examples
 from peft_bidora.errors import ModelError, RecipeError
+from peft_bidora.tasks.encoding import IGNORED
 from peft_bidora.tasks.task import Columns
 
-IGNORED = -100  # the label of all but the first subword of a word
 WORDS_COLUMN = "words"  # of the rows, beside what the model reads
 PROBE = ("one", "don't", "x-2")
 
