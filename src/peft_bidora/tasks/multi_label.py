@@ -11,13 +11,14 @@ from peft_bidora.data.examples import Examples
 from peft_bidora.data.labels import check_labels_known, in_order
 from peft_bidora.data.wording import places, rows_have
 from peft_bidora.errors import DataError
-from peft_bidora.tasks.base_model import load_weights, sequence_classifier
+from peft_bidora.tasks.base_model import sequence_classifier
 from peft_bidora.tasks.class_weights import class_weights
 from peft_bidora.tasks.encoding import encode_texts, padding_collator
 from peft_bidora.tasks.logits import at_least_float32, forward
 from peft_bidora.tasks.multi_label_metrics import label_counts, multi_label_scores, table_by_label
 from peft_bidora.tasks.resampling import resampled
 from peft_bidora.tasks.task import Array, Columns, TaskOptions
+from peft_bidora.tasks.weights import load_weights
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from peft_bidora.data.columns import CLASSES, Layout
 from peft_bidora.data.examples import Examples
 from peft_bidora.data.targets import read_number
 from peft_bidora.errors import DataError
-from peft_bidora.tasks.base_model import load_weights, sequence_classifier
+from peft_bidora.tasks.base_model import sequence_classifier
 from peft_bidora.tasks.encoding import encode_texts, padding_collator, text_reading
 from peft_bidora.tasks.logits import at_least_float32, forward
 from peft_bidora.tasks.protein import sequence_layout, sequence_notes
@@ -18,6 +18,7 @@ from peft_bidora.tasks.regression_metrics import regression_scores
 from peft_bidora.tasks.resampling import resampled
 from peft_bidora.tasks.task import Array, Columns, TaskKind, TaskOptions
 from peft_bidora.tasks.truncation import text_notes
+from peft_bidora.tasks.weights import load_weights
 
 NAME = "regression"
 NUMBERS = replace(CLASSES, label=read_number, label_names=("label", "labels", "target", "score", "value", "y"))

@@ -14,7 +14,7 @@ from peft_bidora.data.labels import check_labels_known, label_names
 from peft_bidora.data.targets import NUMERAL, read_class_or_classes, read_classes
 from peft_bidora.data.wording import listed
 from peft_bidora.errors import DataError
-from peft_bidora.tasks.base_model import load_weights, sequence_classifier
+from peft_bidora.tasks.base_model import sequence_classifier
 from peft_bidora.tasks.calibration import calibration_cells, calibration_error, resampled_calibration_error
 from peft_bidora.tasks.class_weights import class_weights
 from peft_bidora.tasks.encoding import encode_texts, padding_collator, text_reading
@@ -37,6 +37,7 @@ from peft_bidora.tasks.multi_label import (
 from peft_bidora.tasks.protein import sequence_layout, sequence_notes
 from peft_bidora.tasks.task import Array, Columns, Task, TaskKind, TaskOptions
 from peft_bidora.tasks.truncation import text_notes
+from peft_bidora.tasks.weights import load_weights
 
 NAME = "sequence-classification"
 SHOWN_NUMBERS = 5

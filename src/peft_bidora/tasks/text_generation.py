@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from peft_bidora.data.examples import Examples
-from peft_bidora.tasks.base_model import load_weights
 from peft_bidora.tasks.completions import encode_causal, encode_pairs, learned_separator, pad_right, prompt_reading
 from peft_bidora.tasks.prompts import one_row_a_prompt, one_row_a_reference, prompt_layout, split_messages
 from peft_bidora.tasks.task import Array, Columns, TaskKind, TaskOptions
 from peft_bidora.tasks.text_metrics import Summable, perplexity, resample, signatures, text_metrics
 from peft_bidora.tasks.truncation import cut_notes
+from peft_bidora.tasks.weights import load_weights
 
 NAME = "text-generation"
 

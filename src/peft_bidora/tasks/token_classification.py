@@ -12,7 +12,7 @@ from peft_bidora.data.examples import Examples
 from peft_bidora.data.labels import check_labels_known, label_names
 from peft_bidora.data.words import WORDS
 from peft_bidora.errors import RecipeError
-from peft_bidora.tasks.base_model import load_weights, token_classifier
+from peft_bidora.tasks.base_model import token_classifier
 from peft_bidora.tasks.class_weights import class_weights
 from peft_bidora.tasks.encoding import IGNORED
 from peft_bidora.tasks.entities import OUTSIDE, rarest_types, split_tag
@@ -30,6 +30,7 @@ from peft_bidora.tasks.tag_notes import encoding_notes
 from peft_bidora.tasks.tag_scheme import Scheme, check_scheme, recognise_scheme, scheme_tags
 from peft_bidora.tasks.tagging import Tagging, decode_tags, told_entities
 from peft_bidora.tasks.task import Array, Columns, TaskKind, TaskOptions
+from peft_bidora.tasks.weights import load_weights
 from peft_bidora.tasks.word_encoding import (
     WORDS_COLUMN,
     encode_words,
