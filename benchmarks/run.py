@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--set", default="trec6", choices=SETS)
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["default", "half", "warm"])
     parser.add_argument("--override", nargs="*", default=[], help="recipe keys of every run")
     options = parser.parse_args()
     seeds = []
