@@ -111,6 +111,8 @@ class Bench:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
+        self.compile = False  # whether the passes go through torch.compile
+        self._compiled: dict[int, Any] = {}
         self.reference: dict[str, str] = {}
         generator = torch.Generator().manual_seed(0)
         size = (shape.batch, shape.length)
@@ -185,8 +187,14 @@ class Bench:
     def loss(self, model: nn.Module, level: int = 0) -> Tensor:
         """Return the loss of a level's batch."""
         with self.precision():
-            loss: Tensor = model(**self.batches[level]).loss
+            loss: Tensor = self.passed(model)(**self.batches[level]).loss
         return loss
+
+    def passed(self, model: nn.Module) -> Any:
+        """Return what computes a pass: the model, or the same compiled."""
+        if not self.compile:
+            return model
+        return self._compiled.setdefault(id(model), torch.compile(model))
 
     def precision(self) -> Any:
         """Return autocast where it is asked for."""
@@ -265,7 +273,7 @@ class Bench:
         def step() -> None:
             with self.precision():
                 for _ in range(CYCLE):
-                    model(input_ids=self.batches[0]["input_ids"])
+                    self.passed(model)(input_ids=self.batches[0]["input_ids"])
 
         return step
 

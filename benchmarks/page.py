@@ -203,6 +203,7 @@ def shape(settings: dict[str, Any]) -> str:
     return (
         f"{settings['layers']} layers of width {settings['width']}, {settings['batch']} × {settings['length']} tokens,"
         f" rank {settings['rank']}, {settings['precision']}, {settings['device_name']}"
+        f"{', compiled' if settings.get('compile') else ''}"
     )
 
 

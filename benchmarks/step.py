@@ -29,11 +29,16 @@ def main() -> None:
     add_shape_options(parser)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="+", help="words that the cases to run have in their names")
+    parser.add_argument("--compile", action="store_true", help="take the passes through torch.compile")
     parser.add_argument("--name", default="cpu")
     options = parser.parse_args()
     bench = Bench(shape_of(options))
     timed = bench.cases(options.only)
     operations = {name: counted_operations(case) for name, case in timed.items()}
+    if options.compile:  # after counting: the operations of a compiled graph go uncounted
+        bench.compile = True
+        for case in timed.values():
+            case()
     product = matrix_product(options)
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     speeds = []
