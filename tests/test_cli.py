@@ -479,7 +479,7 @@ def test_run_from_recipe_to_folder(method: str, project: Project, command: Run) 
     assert {entry["phase"] for entry in history} == phases
     again = command("evaluate", project.output, "--json")
     assert again.code == 0, again.err
-    assert json.loads(again.out) == metrics["test"]
+    assert json.loads(again.out) == {**metrics["test"], "details": metrics["test_details"]}
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -528,7 +528,8 @@ def test_resume_with_changed_data_names_the_file(key: str, copied: Project, comm
 def test_evaluate_scores_another_file(finished: Callable[[str], Project], command: Run) -> None:
     project = finished("lora")
     same = command("evaluate", project.output, project.folder / "test.jsonl", "--json")
-    assert json.loads(same.out) == json.loads((project.output / "metrics.json").read_text())["test"]
+    metrics = json.loads((project.output / "metrics.json").read_text())
+    assert json.loads(same.out) == {**metrics["test"], "details": metrics["test_details"]}
     table = command("evaluate", project.output).out
     assert "accuracy" in table
     for name in ("precision", "recall", "fruit", "tool", "bird"):
