@@ -67,14 +67,19 @@ def trained(name: str, overrides: list[str], seed: int, options: argparse.Namesp
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Return Markdown: a row a setting, the mean metric of each set over seeds, and the mean of these."""
-    sets = list(dict.fromkeys(run["set"] for run in runs))
-    lines = ["| setting | " + " | ".join(sets) + " | mean |", "| --- " * (len(sets) + 2) + "|"]
-    for setting in dict.fromkeys(" ".join([*run["all"], run["setting"]]) for run in runs):
-        of_setting = [run for run in runs if " ".join([*run["all"], run["setting"]]) == setting]
-        means = [mean([run["value"] for run in of_setting if run["set"] == name] or [float("nan")]) for name in sets]
-        lines.append(f"| {setting} | " + " | ".join(f"{value:.3f}" for value in [*means, mean(means)]) + " |")
-    return "\n".join(lines)
+    """Return Markdown: for what settings have in common a table of them, with the mean of each set over seeds."""
+    parts = []
+    for shared in dict.fromkeys(" ".join(run["all"]) for run in runs):
+        group = [run for run in runs if " ".join(run["all"]) == shared]
+        sets = list(dict.fromkeys(run["set"] for run in group))
+        lines = [f"All: {shared}", "", "| setting | " + " | ".join(sets) + " |", "| --- " * (len(sets) + 1) + "|"]
+        for setting in dict.fromkeys(run["setting"] for run in group):
+            found = [
+                [run["value"] for run in group if (run["setting"], run["set"]) == (setting, name)] for name in sets
+            ]
+            lines.append(f"| {setting} | " + " | ".join(f"{mean(each):.3f}" if each else "–" for each in found) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from defaults import table as defaults_table
 from methods import table as methods_table
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,7 @@ compared was run interleaved, in one run; a ratio is the median of the ratios of
 
 def main() -> None:
     """Write the page."""
-    parts = [INTRODUCTION, *steps(), *memory(), *runs(), *growth(), *fidelity(), *methods()]
+    parts = [INTRODUCTION, *steps(), *memory(), *runs(), *growth(), *fidelity(), *methods(), *defaults()]
     (ROOT / "docs/benchmarks.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
 
@@ -182,6 +183,19 @@ def methods() -> list[str]:
         *(f"- {each}" for each in said if not each.endswith(": ")),
         "",
     ]
+
+
+def defaults() -> list[str]:
+    """Return the tables of defaults.py."""
+    found = [load(path) for path in sorted(RESULTS.glob("defaults-*.json"))]
+    parts = [
+        "## Settings compared on selection rows",
+        "",
+        f"The metric of each set on {found[0]['settings']['selection_rows']} selection rows, after training on"
+        f" {found[0]['settings']['rows']:,}; no test row was read (`benchmarks/defaults.py`).",
+        "",
+    ]
+    return [*parts, *(defaults_table(each["runs"]) + "\n" for each in found)] if found else []
 
 
 def load(path: Path) -> Any:
