@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import default_data_collator
 
-from peft_bidora.errors import ModelError
+from peft_bidora.errors import RecipeError
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.trainer import BiDoRATrainer
 
@@ -42,5 +42,5 @@ def test_compiled_search_finds_the_same(hypergradient, make_adapted, make_rows, 
 
 
 def test_exact_hypergradient_of_a_compiled_graph_is_refused(make_adapted, make_rows, tmp_path):
-    with pytest.raises(ModelError, match=r"exact differentiates twice, which a graph that torch\.compile made"):
+    with pytest.raises(RecipeError, match=r"exact differentiates twice, which a graph that torch\.compile made"):
         trained(make_adapted(), make_rows, tmp_path, hypergradient="exact", **COMPILED)

@@ -147,6 +147,11 @@ class BiDoRAArguments(TrainingArguments):
             )
             if wanted
         ]
+        if self.hypergradient == "exact" and self.torch_compile and self.torch_compile_backend != "eager":
+            faults.append(
+                "hypergradient=exact differentiates twice, which a graph that torch.compile made cannot be. Set"
+                ' torch_compile=False, torch_compile_backend="eager", or use finite-difference.'
+            )
         if self.world_size > 1:
             faults.append(
                 f"expected one process, got {self.world_size}: the bi-level search is not distributed yet."

@@ -68,7 +68,6 @@ class BilevelMixin(_AnyTrainer):
             )
         if self.args.hypergradient == "exact":
             _require_eager_attention(self.model)
-            _refuse_compiling(self.args)
         use_closed_form(self.model)
         self.upper_dataset = upper_dataset
         self.levels: Levels = split_levels(self.model)
@@ -248,14 +247,6 @@ def _require_eager_attention(model: nn.Module) -> None:
         raise ModelError(
             f"hypergradient=exact differentiates twice, which the attention {implementation!r} does not support."
             ' Load the model with attn_implementation="eager", or use finite-difference.'
-        )
-
-
-def _refuse_compiling(args: BiDoRAArguments) -> None:
-    if args.torch_compile and args.torch_compile_backend != "eager":
-        raise ModelError(
-            "hypergradient=exact differentiates twice, which a graph that torch.compile made cannot be. Set"
-            ' torch_compile=False, torch_compile_backend="eager", or use finite-difference.'
         )
 
 
