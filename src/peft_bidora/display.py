@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from peft_bidora.data.values import as_json
-from peft_bidora.data.wording import counted, verb
+from peft_bidora.data.wording import counted, shown, verb
 
 SHOWN_CLASSES = 20
 
@@ -29,11 +29,6 @@ def add_scores(table: Table, scores: dict[str, dict[str, float]]) -> None:
     for name, score in scores.items():
         value, low, high = (shown(score[key]) for key in ("value", "low", "high"))
         table.add_row(name, value, f"{low} – {high}")
-
-
-def shown(number: float | None) -> str:
-    """Return a number with four digits; a file holds null for one that is not finite."""
-    return "not finite" if number is None else f"{number:.4f}"
 
 
 def print_json(value: Any) -> None:

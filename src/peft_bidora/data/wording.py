@@ -54,3 +54,8 @@ def _units(unit: str, count: int) -> str:
 
 def _and_more(count: int) -> str:
     return f" and {count} more" if count > 0 else ""
+
+
+def shown(number: float | None) -> str:
+    """Return a number with four digits; a file holds null for one that is not finite."""
+    return "not finite" if number is None else f"{number:.4f}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from peft_bidora.data.wording import shown
 from peft_bidora.errors import BiDoRAError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.load import dump_recipe
@@ -96,7 +97,7 @@ def write_model_card(run_folder: Path) -> Path:
         seconds=f"{metrics['seconds']:.0f}",
         rows=metrics["rows"],
         scores=[
-            (name, *(_shown(score[key]) for key in ("value", "low", "high"))) for name, score in metrics["test"].items()
+            (name, *(shown(score[key]) for key in ("value", "low", "high"))) for name, score in metrics["test"].items()
         ],
         loading=[LOADED.sub(rf"\1{recipe.push_to_hub or path.name!r}", line) for line in metrics["loading_lines"]],
         splits=manifest["split_sha256"],
@@ -138,10 +139,6 @@ def _read(run_folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
         json.loads((run_folder / name).read_text(encoding="utf-8")) for name in (folder.METRICS, folder.MANIFEST)
     )
     return Recipe.model_validate({**values, "output": run_folder}), metrics, manifest
-
-
-def _shown(number: float | None) -> str:
-    return "not finite" if number is None else f"{number:.4f}"
 
 
 def _use_of_splits(recipe: Recipe, rows: dict[str, int]) -> str:
