@@ -194,7 +194,9 @@ class Bench:
         """Return what computes a pass: the model, or the same compiled."""
         if not self.compile:
             return model
-        return self._compiled.setdefault(id(model), torch.compile(model))
+        if id(model) not in self._compiled:
+            self._compiled[id(model)] = torch.compile(model)
+        return self._compiled[id(model)]
 
     def precision(self) -> Any:
         """Return autocast where it is asked for."""

@@ -188,6 +188,8 @@ def methods() -> list[str]:
 def defaults() -> list[str]:
     """Return the tables of defaults.py."""
     found = [load(path) for path in sorted(RESULTS.glob("defaults-*.json"))]
+    if not found:
+        return []
     parts = [
         "## Settings compared on selection rows",
         "",
@@ -195,7 +197,7 @@ def defaults() -> list[str]:
         f" {found[0]['settings']['rows']:,}; no test row was read (`benchmarks/defaults.py`).",
         "",
     ]
-    return [*parts, *(defaults_table(each["runs"]) + "\n" for each in found)] if found else []
+    return [*parts, *(defaults_table(each["runs"]) + "\n" for each in found)]
 
 
 def load(path: Path) -> Any:
