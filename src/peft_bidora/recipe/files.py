@@ -62,8 +62,9 @@ def with_glue_defaults(recipe: Recipe) -> tuple[Recipe, list[str]]:
 
 def _is_same(part: Part, other: Part | None) -> bool:
     """Return whether two parts are one: a split of one source, or one file that is taken for two splits."""
-    is_file = other is not None and Path(part[0]).is_file()
-    return part == other or bool(is_file and other and Path(part[0]).resolve() == Path(other[0]).resolve())
+    if other is None or not Path(part[0]).is_file():
+        return part == other
+    return Path(part[0]).resolve() == Path(other[0]).resolve()
 
 
 def _beside(train: str, brings_test: bool) -> tuple[dict[str, Part], str | None]:

@@ -128,8 +128,8 @@ def _has(table: Table, names: Iterable[str]) -> bool:
 
 def _has_words(table: Table) -> bool:
     """Whether a column of words holds lists of them: a text may stand under such a name too."""
-    columns = [name for name in WORDS.text_names if name in table.columns]
-    return any(not isinstance(WORDS.text(row.get(name), name), Fault) for name in columns for row in table.rows[:1])
+    first = table.rows[0] if table.rows else {}
+    return any(not isinstance(WORDS.text(first.get(name), name), Fault) for name in WORDS.text_names)
 
 
 def _is_protein(table: Table) -> bool:
