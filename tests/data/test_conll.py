@@ -43,9 +43,10 @@ def test_layouts_of_one_content_are_read_alike(data: bytes) -> None:
     assert read_conll("a.conll", data).rows == READ
 
 
+@pytest.mark.parametrize("separator", ["\t", " "])
 @pytest.mark.parametrize("between", [{"column_2": "NN"}, {"column_2": "NN", "column_3": "B-NP"}])
-def test_columns_between_word_and_tag_are_kept(between: dict[str, str]) -> None:
-    cells = "\t".join(["", *between.values(), ""])
+def test_columns_between_word_and_tag_are_kept(between: dict[str, str], separator: str) -> None:
+    cells = separator.join(["", *between.values(), ""])
     table = read_conll("a.conll", PLAIN.replace(b" ", cells.encode()))
     assert table.columns == ("tokens", *between, "tags")
     assert table.rows == [{**row, **{name: [tag] * 2 for name, tag in between.items()}} for row in READ]
