@@ -17,8 +17,10 @@ from peft_bidora.adapter.layer import (
     base_product,
     base_row_norm_squared,
     base_weight,
+    direction_norm,
     dora_layers,
     effective_change,
+    factors_of,
     keep_outputs,
     norm_in_graph,
     set_norm_in_graph,
@@ -221,11 +223,15 @@ def test_mixed_derivative_is_that_of_the_built_weight(kind, keep):
     assert_equal(found, expected)
 
 
+def norm_of(module, in_graph=False):
+    return direction_norm(module, factors_of(module, "default"), in_graph=in_graph)
+
+
 def test_norm_is_computed_outside_of_autocast():
     model = make("linear", dtype=torch.float32)
     module, _ = layer_of(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        norm = module.lora_variant["default"]._norm(module, "default")
+        norm = norm_of(module)
     assert norm.dtype == torch.float32
     # 1e-5: float32; bfloat16 has 4e-3.
     torch.testing.assert_close(norm, built_direction(model).detach().norm(dim=1), rtol=1e-5, atol=0)
@@ -277,7 +283,7 @@ def test_bias_does_not_drown_the_norm_of_a_base_weight_in_bfloat16(kind):
     if module.get_base_layer().bias is not None:
         with torch.no_grad():
             module.get_base_layer().bias.fill_(300)
-    norm = module.lora_variant["default"]._norm(to_bfloat16(model).base_model.model.layer, "default")
+    norm = norm_of(to_bfloat16(model).base_model.model.layer)
     # 1 %: the product with A is rounded to bfloat16, the bias would round it to whole numbers.
     torch.testing.assert_close(norm, built_direction(model).norm(dim=1), rtol=0.01, atol=0)
 
@@ -309,11 +315,9 @@ def test_effective_change_is_that_of_the_built_weight(kind, base):
 
 def test_norm_builds_no_graph_under_no_grad():
     module, _ = layer_of(make("linear"))
-    variant = module.lora_variant["default"]
-    variant.norm_in_graph = True
-    assert variant._norm(module, "default").requires_grad
+    assert norm_of(module, in_graph=True).requires_grad
     with torch.no_grad():
-        assert not variant._norm(module, "default").requires_grad
+        assert not norm_of(module, in_graph=True).requires_grad
 
 
 def test_effective_change_is_at_least_in_float32():
@@ -449,8 +453,10 @@ def test_prediction_follows_what_changes(kind, change):
 @kinds
 def test_prediction_computes_the_norm_once(kind, monkeypatch):
     model = make(kind).eval()
-    calls, direction_norm = [], layer._direction_norm
-    monkeypatch.setattr(layer, "_direction_norm", lambda *args: calls.append(args) or direction_norm(*args))
+    calls, computed = [], layer.direction_norm
+    monkeypatch.setattr(
+        layer, "direction_norm", lambda *args, **kwargs: calls.append(args) or computed(*args, **kwargs)
+    )
     for _ in range(3):
         with torch.no_grad():
             model(inputs())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -45,41 +45,82 @@ class ClosedFormDoraVariant(DoraLinearVariant):
         if not torch.is_grad_enabled() and not module.training:
             return _predict(module, active_adapter, x, result)
         forget(module, _PREDICTION)  # what trains may write past the version counters that the cache trusts
-        lora_a, lora_b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
-        scale = module.lora_magnitude_vector[active_adapter].weight / self._norm(module, active_adapter)
-        bias = getattr(module.get_base_layer(), "bias", None)
-        scaling, dropout = module.scaling[active_adapter], module.lora_dropout[active_adapter]
-        if isinstance(dropout, nn.Identity) or not module.training:
-            return scaled_sum(result, x, lora_a, lora_b, scale, bias, scaling, keep_output=self.keep_output)
-        # As in PEFT, the dropped input also passes W0 in the part that the magnitude adds.
-        dropped = dropout(x)
-        dropped_result = _through_base(module, dropped)
-        return result - dropped_result + scaled_sum(dropped_result, dropped, lora_a, lora_b, scale, bias, scaling)
-
-    def _norm(self, module: Any, adapter: str) -> Tensor:
-        with torch.set_grad_enabled(self.norm_in_graph and torch.is_grad_enabled()):
-            return _direction_norm(module, adapter)
+        factors = factors_of(module, active_adapter)
+        magnitude = module.lora_magnitude_vector[active_adapter].weight
+        scale = magnitude / direction_norm(module, factors, in_graph=self.norm_in_graph)
+        dropout = module.lora_dropout[active_adapter]
+        return adapted(module, dropout, x, result, factors, scale, keep_output=self.keep_output)
 
 
-def _direction_norm(module: Any, adapter: str) -> Tensor:
-    """Return n, (out,)."""
-    lora_a, lora_b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+class Factors(NamedTuple):
+    """What the direction of a layer is made of besides W0: A, ([lanes,] r, in); B, ([lanes,] out, r); s."""
+
+    lora_a: Tensor
+    lora_b: Tensor
+    scaling: float | Tensor
+
+
+def factors_of(module: Any, adapter: str) -> Factors:
+    """Return A, B and s of an adapter in a layer, those of its lanes where there are any."""
+    of_lanes: Factors | None = getattr(module.lora_variant.get(adapter), "factors", None)
+    return of_lanes or Factors(module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.scaling[adapter])
+
+
+def adapted(
+    module: Any,
+    dropout: nn.Module,
+    x: Tensor,
+    result: Tensor,
+    factors: Factors,
+    scale: Tensor,
+    *,
+    keep_output: bool = False,
+) -> Tensor:
+    """Return c ⊙ (W0 + s·B·A)·x + bias, of which the dropout is before all that the adapter adds.
+
+    Args:
+        module: PEFT's LoRA layer.
+        dropout: of the adapter.
+        x: (..., in), the input.
+        result: (..., out), W0·x + bias.
+        factors: A, B and s.
+        scale: ([lanes,] out), c.
+        keep_output: as in `scaled_sum`.
+    """
+    lora_a, lora_b, scaling = factors
+    bias = getattr(module.get_base_layer(), "bias", None)
+    if isinstance(dropout, nn.Identity) or not module.training:
+        return scaled_sum(result, x, lora_a, lora_b, scale, bias, scaling, keep_output=keep_output)
+    # As in PEFT, the dropped input also passes W0 in the part that the magnitude adds.
+    dropped = dropout(x)
+    dropped_result = _through_base(module, dropped)
+    return result - dropped_result + scaled_sum(dropped_result, dropped, lora_a, lora_b, scale, bias, scaling)
+
+
+def direction_norm(module: Any, factors: Factors, *, in_graph: bool) -> Tensor:
+    """Return n, ([lanes,] out).
+
+    Args:
+        module: PEFT's LoRA layer.
+        factors: A, B and s.
+        in_graph: whether it may be differentiated.
+    """
+    lora_a, lora_b, scaling = factors
     kind = lora_a.device.type
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-        return row_norm(
-            base_row_norm_squared(module), base_product(module, lora_a), lora_a, lora_b, module.scaling[adapter]
-        )
+    outside = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    with torch.set_grad_enabled(in_graph and torch.is_grad_enabled()), outside:
+        return row_norm(base_row_norm_squared(module), base_product(module, lora_a), lora_a, lora_b, scaling)
 
 
 def _predict(module: Any, adapter: str, x: Tensor, result: Tensor) -> Tensor:
     """Return W'·x + bias, with what does not depend on x kept until a parameter changes."""
     dtype = result.dtype
-    lora_a, lora_b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-    magnitude, scaling = module.lora_magnitude_vector[adapter].weight, module.scaling[adapter]
+    factors, magnitude = factors_of(module, adapter), module.lora_magnitude_vector[adapter].weight
+    lora_a, lora_b, scaling = factors
     bias: Tensor | None = getattr(module.get_base_layer(), "bias", None)
 
     def constants() -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        scale = (magnitude / _direction_norm(module, adapter)).to(dtype)
+        scale = (magnitude / direction_norm(module, factors, in_graph=False)).to(dtype)
         shift = shift_of(scale, None if bias is None else bias.to(dtype))
         return scale, shift, lora_a.to(dtype), folded(lora_b.to(dtype), scale, scaling)
 
@@ -97,14 +138,14 @@ def forget_constants(model: nn.Module) -> None:
 
 
 def base_product(module: Any, lora_a: Tensor) -> Tensor:
-    """Return W0·Aᵀ, (out, r); through the base layer's own forward pass where its weight is packed."""
+    """Return W0·Aᵀ, ([lanes,] out, r); through the base layer's own forward pass where its weight is packed."""
     weight = module.get_base_layer().weight
     # A bias that is added and taken off again would drown it in bfloat16; a layer of 8 bits rounds what it reads too.
     if weight.is_floating_point() or is_int8(weight):
         matrix = base_weight(module)
-        return (lora_a.to(matrix.dtype) @ matrix.T).T  # r rows: faster than r columns
+        return (lora_a.to(matrix.dtype) @ matrix.T).mT  # r rows: faster than r columns
     product, bias = _through_base(module, lora_a), getattr(module.get_base_layer(), "bias", None)
-    return product.T if bias is None else (product - bias).T
+    return product.mT if bias is None else (product - bias).mT
 
 
 def base_row_norm_squared(module: Any) -> Tensor:

@@ -10,7 +10,7 @@ Since U and V·Aᵀ lie in the span of B and W0·Aᵀ, one product of W0·W0ᵀ 
 G itself is never built.
 W0·W0ᵀ is kept for each adapted layer: out² numbers. Of a layer with many rows a few, drawn anew for each step, stand
 for all, and nothing is kept: ‖D·Dᵀ − I‖² of k rows is, in expectation, k(k − 1) / (out(out − 1)) of the whole.
-Layers of one shape are computed together.
+Layers of one shape are computed together, and so are the lanes of each.
 Reference: Qin, Zhang, Xie, arXiv:2410.09758, the Gram regulariser.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_bidora.adapter.layer import base_weight, dora_layers
+from peft_bidora.adapter.layer import base_weight, dora_layers, factors_of
 from peft_bidora.adapter.parameters import is_trained
 
 # Numbers of W0·W0ᵀ that are squared at a time: what a CPU's cache holds, or what keeps another device busy.
@@ -40,44 +40,47 @@ class OrthogonalityRegularizer:
         for _, module, adapter in dora_layers(model):
             if not is_trained(module, adapter):
                 continue
-            weight, rank = base_weight(module), len(module.lora_A[adapter].weight)
-            key = weight.shape, weight.dtype, weight.device, rank, module.scaling[adapter]
+            weight, factors = base_weight(module), factors_of(module, adapter)
+            scaling = None if isinstance(factors.scaling, Tensor) else factors.scaling  # lanes have those of each layer
+            key = weight.shape, weight.dtype, weight.device, factors.lora_a.shape, scaling
             alike[key].append((module, adapter))
         self._groups = [
             (layers, _gram(layers, slice(None)) if key[0][0] <= MOST_ROWS else None) for key, layers in alike.items()
         ]
 
     @torch.no_grad()
-    def add_gradient(self, weight: float, step: int) -> Tensor:
-        """Add weight · ∂R/∂A and weight · ∂R/∂B to the gradients of A and B; return R, a scalar.
+    def add_gradient(self, weight: float | Tensor, step: int) -> Tensor:
+        """Add weight · ∂R/∂A and weight · ∂R/∂B to the gradients of A and B; return R, a scalar or (lanes,).
 
         Args:
-            weight: γ.
+            weight: γ; (lanes,) where each lane has its own.
             step: of the search, which seeds the draw of rows.
         """
         count = sum(len(layers) for layers, _ in self._groups)
         values = []
         for layers, whole in self._groups:
-            pairs = [(module.lora_A[adapter].weight, module.lora_B[adapter].weight) for module, adapter in layers]
-            out = len(pairs[0][1])
-            rows = slice(None) if whole is not None else drawn_rows(out, step).to(pairs[0][1].device)
+            factors = [factors_of(module, adapter) for module, adapter in layers]
+            out, device = factors[0].lora_b.shape[-2], factors[0].lora_b.device
+            rows = slice(None) if whole is not None else drawn_rows(out, step).to(device)
             gram = _gram(layers, rows) if whole is None else whole
-            a = torch.stack([pair[0] for pair in pairs]).to(gram.dtype)
-            b = torch.stack([pair[1][rows] for pair in pairs]).to(gram.dtype)
+            a = torch.stack([each.lora_a for each in factors]).to(gram.dtype)
+            b = torch.stack([each.lora_b[..., rows, :] for each in factors]).to(gram.dtype)
             # r rows are faster than r columns.
             product = torch.stack([part @ _weight(layer, rows).T for part, layer in zip(a, layers, strict=True)]).mT
-            scaling = layers[0][0].scaling[layers[0][1]]
+            scaling = factors[0].scaling
+            scaling = scaling[..., None] if isinstance(scaling, Tensor) else scaling
             value, pulled, gradient_b = orthogonality(product, gram, a, b, scaling)
             gradient_a = torch.stack(
-                [part.T @ _weight(layer, rows) for part, layer in zip(pulled, layers, strict=True)]
+                [part.mT @ _weight(layer, rows) for part, layer in zip(pulled, layers, strict=True)]
             )
-            gradient_a += scaling * (pulled.mT @ b) @ a
+            gradient_a += scaling * ((pulled.mT @ b) @ a)
             share = share_of_rows(gram.shape[-1], out)
             values.append(value / share)
-            for (of_a, of_b), for_a, for_b in zip(pairs, gradient_a, gradient_b, strict=True):
-                _add(of_a, slice(None), for_a * (weight / count / share))
-                _add(of_b, rows, for_b * (weight / count / share))
-        return torch.cat([value.to(values[0].device) for value in values]).mean()
+            factor = (weight[:, None, None] if isinstance(weight, Tensor) else weight) / (count * share)
+            for each, for_a, for_b in zip(factors, gradient_a, gradient_b, strict=True):
+                _add(each.lora_a, slice(None), for_a * factor)
+                _add(each.lora_b, rows, for_b * factor)
+        return torch.cat([value.to(values[0].device) for value in values]).mean(0)
 
 
 def drawn_rows(out: int, step: int) -> Tensor:
@@ -92,30 +95,33 @@ def share_of_rows(drawn: int, out: int) -> float:
 
 
 def orthogonality(
-    product: Tensor, gram: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float
+    product: Tensor, gram: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ‖D·Dᵀ − I‖_F of layers of one shape with what its gradients are made of.
 
     Args:
-        product: (layers, out, r), W0·Aᵀ.
+        product: (layers, [lanes,] out, r), W0·Aᵀ.
         gram: (layers, out, out), W0·W0ᵀ.
-        lora_a: (layers, r, in), A.
-        lora_b: (layers, out, r), B.
-        scaling: s.
+        lora_a: (layers, [lanes,] r, in), A.
+        lora_b: (layers, [lanes,] out, r), B.
+        scaling: s; (lanes, 1, 1) where each lane has its own.
 
     Returns:
-        the values, (layers,); P, (layers, out, r), with which the gradient for A is Pᵀ·V; the gradient for B,
-        (layers, out, r).
+        the values, (layers [, lanes]); P, (layers, [lanes,] out, r), with which the gradient for A is Pᵀ·V; the
+        gradient for B, (layers, [lanes,] out, r).
     """
     rank = lora_a.shape[-2]
+    # Layers whose W0·W0ᵀ goes with each lane.
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    diagonal = diagonal if lora_a.ndim == 3 else diagonal[:, None]
     inner = lora_a @ lora_a.mT
     low_rank = scaling * (lora_b @ inner)
     half = scaling * (product + 0.5 * low_rank)  # U
     moved = product + low_rank  # V·Aᵀ
-    squared = gram.diagonal(dim1=-2, dim2=-1) + 2 * (half * lora_b).sum(dim=-1)
+    squared = diagonal + 2 * (half * lora_b).sum(dim=-1)
     # A row of zeros is orthogonal to all; w² must be finite for it to count as such.
     inverse = squared.clamp_min(torch.finfo(squared.dtype).tiny ** 0.5).reciprocal()[..., None]  # w
-    of_both = ((inverse * torch.cat([lora_b, product], dim=-1)).mT @ gram).mT  # which is symmetric
+    of_both = _by_gram(gram, inverse * torch.cat([lora_b, product], dim=-1))
     of_b, of_product = of_both[..., :rank], of_both[..., rank:]
     low_rank_of_b = scaling * (of_b @ inner)
     of_half = scaling * (of_product + 0.5 * low_rank_of_b)
@@ -132,17 +138,28 @@ def orthogonality(
         full: Tensor = of_columns + left @ (weighted_right @ columns) - inverse * row_sums * columns
         return inverse * full
 
-    factor = (2 * scaling / value)[:, None, None]
+    factor = 2 * scaling / value[..., None, None]
     return value, factor * weighted(lora_b, of_b), factor * weighted(moved, of_product + low_rank_of_b)
 
 
+def _by_gram(gram: Tensor, columns: Tensor) -> Tensor:
+    """Return G·X, (layers, [lanes,] out, k), of X in that shape; the lanes of a layer are so many more columns."""
+    if columns.ndim == 3:
+        return (columns.mT @ gram).mT  # which is symmetric
+    side_by_side = columns.mT.flatten(1, 2)  # (layers, lanes · k, out)
+    return (side_by_side @ gram).view(columns.mT.shape).mT
+
+
 def _squares_by(gram: Tensor, weights: Tensor) -> Tensor:
-    """Return (G ⊙ G)·w, (layers, out, 1), without a second (layers, out, out)."""
+    """Return (G ⊙ G)·w, (layers, [lanes,] out, 1), without a second (layers, out, out)."""
     numbers = SQUARED_ON_CPU if gram.device.type == "cpu" else SQUARED
     rows = max(1, numbers // (len(gram) * gram.shape[-1]))
     squares = gram.new_empty(len(gram), min(rows, gram.shape[-1]), gram.shape[-1])
     parts = (torch.mul(part, part, out=squares[:, : part.shape[1]]) for part in torch.split(gram, rows, dim=1))
-    return torch.cat([part.mul_(weights.mT).sum(-1, keepdim=True) for part in parts], dim=1)
+    if weights.ndim == 3:
+        return torch.cat([part.mul_(weights.mT).sum(-1, keepdim=True) for part in parts], dim=1)
+    # One pass over the squares for all lanes: (layers, rows, out) · (layers, out, lanes).
+    return torch.cat([part @ weights[..., 0].mT for part in parts], dim=1).mT[..., None]
 
 
 def _gram(layers: list[tuple[Any, str]], rows: Any) -> Tensor:
@@ -158,7 +175,7 @@ def _weight(layer: tuple[Any, str], rows: Any) -> Tensor:
 
 
 def _add(parameter: Tensor, rows: Any, gradient: Tensor) -> None:
-    """Add to some rows of a parameter's gradient."""
+    """Add to some rows of a parameter's gradient, of each lane where there are any."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad[rows] += gradient.to(parameter.dtype)
+    parameter.grad[..., rows, :] += gradient.to(parameter.dtype)

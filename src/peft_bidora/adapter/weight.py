@@ -6,6 +6,8 @@
 
     W0 (out, in)   A (r, in)   B (out, r)   m (out,)   s = lora_alpha / r
 
+Of lanes, adapters side by side over one W0, every shape but that of W0 has the lane axis in front.
+
 Reference: Liu et al. (DoRA), arXiv:2402.09353, section 4.
 """
 
@@ -13,23 +15,25 @@ import torch
 from torch import Tensor
 
 
-def row_norm(base_squared: Tensor, base_product: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
-    """Return n = ‖W0 + s·B·A‖ of each row (dim=1) without the sum.
+def row_norm(
+    base_squared: Tensor, base_product: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float | Tensor
+) -> Tensor:
+    """Return n = ‖W0 + s·B·A‖ of each row without the sum.
 
     n² = ‖W0‖² + 2s · rowsum((W0·Aᵀ) ⊙ B) + s² · rowsum((B·(A·Aᵀ)) ⊙ B)
 
     Args:
         base_squared: (out,), the squared L2 norm of each row of W0.
-        base_product: (out, r), W0·Aᵀ.
-        lora_a: (r, in), A.
-        lora_b: (out, r), B.
-        scaling: s.
+        base_product: ([lanes,] out, r), W0·Aᵀ.
+        lora_a: ([lanes,] r, in), A.
+        lora_b: ([lanes,] out, r), B.
+        scaling: s; (lanes, 1) where each lane has its own.
 
     Returns:
-        (out,), in the precision of `base_squared`.
+        ([lanes,] out), in the precision of `base_squared`.
     """
-    cross = (base_product * lora_b).sum(dim=1)
-    low_rank = ((lora_b @ (lora_a @ lora_a.T)) * lora_b).sum(dim=1)
+    cross = (base_product * lora_b).sum(dim=-1)
+    low_rank = ((lora_b @ (lora_a @ lora_a.mT)) * lora_b).sum(dim=-1)
     squared = base_squared + 2 * scaling * cross + scaling**2 * low_rank
     # Rounding may leave a row that cancels to nothing a little below zero.
     return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()

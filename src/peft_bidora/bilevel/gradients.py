@@ -13,18 +13,19 @@ def loss_and_gradient(losses: Sequence[Loss], parameters: Sequence[Tensor]) -> t
 
     Args:
         losses: one closure a micro-batch, each scaled so that the sum is the loss of the whole batch; they are
-            evaluated in turn, so that the memory is that of one.
+            evaluated in turn, so that the memory is that of one. A loss is a scalar, or of lanes (lanes,): each of
+            its own part of the parameters, so that the gradient of their sum is that of each.
         parameters: leaves of the graph; one that a loss does not reach gets zeros.
 
     Returns:
-        the summed loss, a detached scalar, and one tensor of the shape of each parameter.
+        the summed loss, detached, and one tensor of the shape of each parameter.
     """
     total: Tensor | None = None
     gradient: list[Tensor] | None = None
     for loss in losses:
         value = loss()
         if value.requires_grad:
-            parts = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+            parts = torch.autograd.grad(value.sum(), parameters, allow_unused=True, materialize_grads=True)
         else:  # it reaches none of them
             parts = tuple(torch.zeros_like(parameter) for parameter in parameters)
         total = value.detach() if total is None else total + value.detach()
@@ -47,7 +48,9 @@ def mixed_product(
     """
     product = [torch.zeros_like(parameter) for parameter in parameters]
     for loss in losses:
-        first = torch.autograd.grad(loss(), direction, create_graph=True, allow_unused=True, materialize_grads=True)
+        first = torch.autograd.grad(
+            loss().sum(), direction, create_graph=True, allow_unused=True, materialize_grads=True
+        )
         reached = [(g, v) for g, v in zip(first, vector, strict=True) if g.requires_grad]
         if not reached:
             continue

@@ -5,6 +5,9 @@
 the total derivative of L_val(V*(M), M) with the inverse Hessian of the lower level replaced by ξ · identity, or by
 ξ · D where the problem has a response D (`bilevel.response`): v is then D ⊙ ∂L_val/∂V.
 
+Of lanes, problems that are solved side by side, each parameter has the lane axis in front and each loss is (lanes,): v,
+ε and ξ are then those of each lane.
+
 References: Qin, Zhang, Xie, arXiv:2410.09758; Liu et al. (DARTS), arXiv:1806.09055; Lorraine et al., arXiv:1911.02590.
 """
 
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from peft_bidora.bilevel.gradients import Loss, loss_and_gradient, mixed_product
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state, set_random_state
-from peft_bidora.bilevel.tensors import add_scaled, cosine, norm
+from peft_bidora.bilevel.tensors import add_scaled, cosine, norm, scaled
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class BilevelProblem:
         lower_magnitude_gradient: ∂L_train/∂M at the present V with the masks of `lower_losses`, where a training
             pass already gave it.
         response: the diagonal D, one tensor of the shape of each of `direction`; None for the identity.
+        lanes: whether these are several problems, side by side.
     """
 
     lower_losses: Sequence[ReplayedLoss]
@@ -40,6 +44,7 @@ class BilevelProblem:
     magnitude: Sequence[Tensor]
     lower_magnitude_gradient: Sequence[Tensor] | None = None
     response: Sequence[Tensor] | None = None
+    lanes: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class UpperGradient:
         total: direct − ξ · mixed product; one tensor of the shape of each magnitude.
         direct: ∂L_val/∂M.
         implicit: − ξ · mixed product; zeros where an estimator has no implicit term.
-        upper_loss: L_val, a detached scalar, mean nats a label.
+        upper_loss: L_val, a detached scalar or (lanes,), mean nats a label.
         lower: what the estimator adds to the gradient of the lower loss, of the shapes of the direction; None for
             nothing.
     """
@@ -62,18 +67,27 @@ class UpperGradient:
     lower: tuple[Tensor, ...] | None = None
 
     def norm(self) -> Tensor:
-        """Return ‖h‖, a scalar tensor."""
-        return norm(self.total)
+        """Return ‖h‖, a scalar tensor or (lanes,)."""
+        return norm(self.total, lanes=self.upper_loss.ndim > 0)
 
     def direct_implicit_cosine(self) -> Tensor:
-        """Return the cosine of the angle between the two parts, a scalar tensor; 0 if either is zero."""
-        return cosine(self.direct, self.implicit)
+        """Return the cosine of the angle between the two parts, a scalar tensor or (lanes,); 0 if either is zero."""
+        return cosine(self.direct, self.implicit, lanes=self.upper_loss.ndim > 0)
+
+    def of_lane(self, lane: int) -> "UpperGradient":
+        """Return the gradient of one lane, as views."""
+        total, direct, implicit = (
+            tuple(each[lane] for each in part) for part in (self.total, self.direct, self.implicit)
+        )
+        lower = None if self.lower is None else tuple(each[lane] for each in self.lower)
+        return UpperGradient(total, direct, implicit, self.upper_loss[lane], lower)
 
 
 Estimator = Callable[[BilevelProblem], UpperGradient]
+Scalar = float | Tensor  # (lanes,) where each lane has its own
 
 
-def central_difference_hypergradient(problem: BilevelProblem, *, xi: float, radius: float) -> UpperGradient:
+def central_difference_hypergradient(problem: BilevelProblem, *, xi: Scalar, radius: Scalar) -> UpperGradient:
     """Return the hypergradient with the mixed product by central differences (the paper's).
 
     (∂²L_train/∂M∂V) · v ≈ [∂L_train/∂M(V + εv) − ∂L_train/∂M(V − εv)] / 2ε,  ε = radius / ‖v‖
@@ -88,13 +102,13 @@ def central_difference_hypergradient(problem: BilevelProblem, *, xi: float, radi
     """
     with _generators_restored_on_error():
         upper_loss, vector, direct = _upper_pass(problem)
-        epsilon = _step_size(vector, radius)
+        epsilon = _step_size(vector, radius, problem.lanes)
         above = _magnitude_gradient_at(problem, vector, epsilon)
         below = _magnitude_gradient_at(problem, vector, -epsilon)
         return _assemble(upper_loss, direct, add_scaled(above, below, -1.0), -xi / (2 * epsilon))
 
 
-def one_sided_difference_hypergradient(problem: BilevelProblem, *, xi: float, radius: float) -> UpperGradient:
+def one_sided_difference_hypergradient(problem: BilevelProblem, *, xi: Scalar, radius: Scalar) -> UpperGradient:
     """Return the hypergradient with the mixed product by a one-sided difference.
 
     (∂²L_train/∂M∂V) · v ≈ [∂L_train/∂M(V + εv) − ∂L_train/∂M(V)] / ε,  ε = radius / ‖v‖
@@ -104,7 +118,7 @@ def one_sided_difference_hypergradient(problem: BilevelProblem, *, xi: float, ra
     """
     with _generators_restored_on_error():
         upper_loss, vector, direct = _upper_pass(problem)
-        epsilon = _step_size(vector, radius)
+        epsilon = _step_size(vector, radius, problem.lanes)
         above = _magnitude_gradient_at(problem, vector, epsilon)
         here = problem.lower_magnitude_gradient
         if here is None:
@@ -112,7 +126,7 @@ def one_sided_difference_hypergradient(problem: BilevelProblem, *, xi: float, ra
         return _assemble(upper_loss, direct, add_scaled(above, here, -1.0), -xi / epsilon)
 
 
-def exact_hypergradient(problem: BilevelProblem, *, xi: float) -> UpperGradient:
+def exact_hypergradient(problem: BilevelProblem, *, xi: Scalar) -> UpperGradient:
     """Return the hypergradient with the exact mixed product, by differentiating the lower loss twice.
 
     The model must be twice differentiable: attention has to be "eager", since the fused kernels have no second
@@ -135,7 +149,7 @@ def direct_gradient(problem: BilevelProblem) -> UpperGradient:
         return UpperGradient(direct, direct, tuple(torch.zeros_like(part) for part in direct), upper_loss)
 
 
-def value_function_free_gradient(problem: BilevelProblem, *, penalty: float) -> UpperGradient:
+def value_function_free_gradient(problem: BilevelProblem, *, penalty: Scalar) -> UpperGradient:
     """Return ∂L_val/∂M alone, and ∂L_val/∂V / penalty for the lower level to descend along too.
 
     So V follows argmin L_train + L_val / penalty, which moves with M as the lower level's solution does, and nothing is
@@ -149,7 +163,7 @@ def value_function_free_gradient(problem: BilevelProblem, *, penalty: float) -> 
     """
     with _generators_restored_on_error():
         upper_loss, of_direction, direct = _upper_gradients(problem)
-        lower = tuple(part / penalty for part in of_direction)
+        lower = scaled(of_direction, 1 / penalty)
         return UpperGradient(direct, direct, tuple(torch.zeros_like(part) for part in direct), upper_loss, lower)
 
 
@@ -177,9 +191,9 @@ def _upper_gradients(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...
     return upper_loss, gradient[:count], gradient[count:]
 
 
-def _step_size(vector: Sequence[Tensor], radius: float) -> Tensor:
+def _step_size(vector: Sequence[Tensor], radius: Scalar, lanes: bool) -> Tensor:
     """Return ε; v = 0 gives a huge ε times nothing, so the difference is exactly zero."""
-    length = norm(vector)
+    length = norm(vector, lanes=lanes)
     return radius / length.clamp_min(torch.finfo(length.dtype).tiny ** 0.5)
 
 
@@ -190,9 +204,9 @@ def _magnitude_gradient_at(problem: BilevelProblem, vector: Sequence[Tensor], ep
 
 
 def _assemble(
-    upper_loss: Tensor, direct: tuple[Tensor, ...], product: Sequence[Tensor], scale: Tensor | float
+    upper_loss: Tensor, direct: tuple[Tensor, ...], product: Sequence[Tensor], scale: Scalar
 ) -> UpperGradient:
-    implicit = tuple(scale * part for part in product)
+    implicit = scaled(product, scale)
     return UpperGradient(add_scaled(direct, implicit, 1.0), direct, implicit, upper_loss)
 
 
@@ -205,8 +219,8 @@ def _moved(parameters: Sequence[Tensor], vector: Sequence[Tensor], scale: Tensor
     saved = [(parameter.detach().clone(), parameter.requires_grad) for parameter in parameters]
     try:
         with torch.no_grad():
-            for parameter, step in zip(parameters, vector, strict=True):
-                parameter.requires_grad_(False).add_(scale * step)
+            for parameter, step in zip(parameters, scaled(vector, scale), strict=True):
+                parameter.requires_grad_(False).add_(step)
         yield
     finally:
         with torch.no_grad():

@@ -25,6 +25,19 @@ def upper_step(
         NonFiniteError: the gradient or the upper loss is not finite; nothing has been changed.
     """
     gradient = estimator(problem)
+    descend(problem.magnitude, gradient, optimizer, max_norm=max_norm, step=step)
+    return gradient
+
+
+def descend(
+    magnitude: Sequence[Tensor],
+    gradient: UpperGradient,
+    optimizer: torch.optim.Optimizer,
+    *,
+    max_norm: float,
+    step: int,
+) -> None:
+    """Move the magnitudes against a gradient of the upper level; args and error as in `upper_step`."""
     length = gradient.norm()
     if not bool(torch.isfinite(length) & torch.isfinite(gradient.upper_loss)):
         raise NonFiniteError(
@@ -33,12 +46,7 @@ def upper_step(
             " the search, lower xi, set max_grad_norm, or train in float32."
         )
     scale = (max_norm / (length + 1e-6)).clamp(max=1.0) if max_norm > 0 else None
-    _assign(problem.magnitude, gradient.total, scale)
+    for parameter, part in zip(magnitude, gradient.total, strict=True):
+        parameter.grad = part if scale is None else part * scale
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return gradient
-
-
-def _assign(parameters: Sequence[Tensor], gradient: Sequence[Tensor], scale: Tensor | None) -> None:
-    for parameter, part in zip(parameters, gradient, strict=True):
-        parameter.grad = part if scale is None else part * scale
