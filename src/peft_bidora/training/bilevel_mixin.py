@@ -74,6 +74,7 @@ class BilevelMixin(_AnyTrainer):
         self.phase = "search"
         self._bfloat16 = self.args.bf16 or rounds_coarsely(self.model)
         self._upper: UpperLevel | None = None
+        self._upper_batches: UpperBatches
         self._regularizer: OrthogonalityRegularizer | None = None
         self._lower_losses: list[ReplayedLoss] = []
         self._magnitudes_moved = True  # since it was seen whether the layers may keep their outputs
@@ -154,7 +155,7 @@ class BilevelMixin(_AnyTrainer):
         try:
             problem = BilevelProblem(
                 lower_losses=self._lower_losses,
-                upper_losses=self._upper_losses(model, upper.batches.next_batch()),
+                upper_losses=self._upper_losses(model, self._upper_batches.next_batch()),
                 direction=direction,
                 magnitude=magnitude,
                 lower_magnitude_gradient=None if any(g is None for g in taken) else taken,  # type: ignore[arg-type]
@@ -204,14 +205,14 @@ class BilevelMixin(_AnyTrainer):
             rows = self._remove_unused_columns(rows, description="upper")
         else:
             collate = self._get_collator_with_removed_columns(collate, description="upper")
-        batches = UpperBatches(
+        self._upper_batches = UpperBatches(
             rows,
             collate,
             args.upper_batch_size or args.per_device_train_batch_size,
             args.gradient_accumulation_steps,
             args.data_seed if args.data_seed is not None else args.seed,
         )
-        return UpperLevel(list(self.levels.magnitude.values()), batches, args, search_steps)
+        return UpperLevel(list(self.levels.magnitude.values()), self._upper_batches.order, args, search_steps)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

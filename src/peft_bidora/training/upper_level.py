@@ -1,15 +1,16 @@
 """The state of the upper level that outlives a step: optimiser, schedule, data order, counters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import get_scheduler
 
 from peft_bidora.bilevel.hypergradient import (
     Estimator,
+    Scalar,
     UpperGradient,
     central_difference_hypergradient,
     default_radius,
@@ -20,25 +21,23 @@ from peft_bidora.bilevel.hypergradient import (
 )
 from peft_bidora.bilevel.settling import Straightness
 from peft_bidora.training.arguments import XI_OF_ADAM, XI_OF_LOWER, BiDoRAArguments, estimator_for
-from peft_bidora.training.upper_batches import UpperBatches
+from peft_bidora.training.row_order import RowOrder
 
 WINDOW = 10  # upper steps over which it is seen whether the magnitudes have settled
 
 
 class UpperLevel:
-    """Optimiser, schedule and batches of the magnitudes, and the sums that are logged.
+    """Optimiser, schedule and data order of the magnitudes, and the sums that are logged.
 
     Args:
         magnitude: the parameters of the upper level.
-        batches: of the upper split.
+        order: of the rows of the upper split.
         args: the options of the run.
         search_steps: lower steps of the whole search phase.
     """
 
-    def __init__(
-        self, magnitude: Sequence[nn.Parameter], batches: UpperBatches, args: BiDoRAArguments, search_steps: int
-    ) -> None:
-        self.batches = batches
+    def __init__(self, magnitude: Sequence[Tensor], order: RowOrder, args: BiDoRAArguments, search_steps: int) -> None:
+        self.order = order
         self.steps = 0
         self.optimizer = torch.optim.AdamW(
             magnitude,
@@ -90,7 +89,7 @@ class UpperLevel:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "batches": self.batches.state_dict(),
+            "batches": self.order.state_dict(),
             "steps": self.steps,
             "straightness": self._straightness.state_dict(),
             "straight": self._straight,
@@ -100,7 +99,7 @@ class UpperLevel:
         """Go on where `state_dict` was taken."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.batches.load_state_dict(state["batches"])
+        self.order.load_state_dict(state["batches"])
         self.steps = state["steps"]
         self._straight = state["straight"]
         self._straightness.load_state_dict(state["straightness"])
@@ -114,14 +113,35 @@ def estimator_of(args: BiDoRAArguments, lower_learning_rate: float, *, bfloat16:
         lower_learning_rate: the present one, for ξ = "lower-learning-rate".
         bfloat16: whether the passes round to it.
     """
+    return bound_estimator(
+        estimator_for(args.hypergradient, bfloat16=bfloat16),
+        estimator_options(args, lower_learning_rate, bfloat16=bfloat16),
+    )
+
+
+def estimator_options(args: BiDoRAArguments, lower_learning_rate: float, *, bfloat16: bool) -> dict[str, float]:
+    """Return what estimators may be told: ξ, the radius and the penalty; args as in `estimator_of`."""
     named = {XI_OF_LOWER: lower_learning_rate, XI_OF_ADAM: 1.0}  # Adam's response has the rate in it
-    xi = named[args.xi] if isinstance(args.xi, str) else float(args.xi)
-    radius = args.finite_difference_radius or default_radius(torch.bfloat16 if bfloat16 else torch.float32)
-    estimators: dict[str, Estimator] = {
-        "finite-difference": partial(central_difference_hypergradient, xi=xi, radius=radius),
-        "one-sided": partial(one_sided_difference_hypergradient, xi=xi, radius=radius),
-        "exact": partial(exact_hypergradient, xi=xi),
-        "first-order": direct_gradient,
-        "pbgd-free": partial(value_function_free_gradient, penalty=args.penalty),
+    return {
+        "xi": named[args.xi] if isinstance(args.xi, str) else float(args.xi),
+        "radius": args.finite_difference_radius or default_radius(torch.bfloat16 if bfloat16 else torch.float32),
+        "penalty": args.penalty,
     }
-    return estimators[estimator_for(args.hypergradient, bfloat16=bfloat16)]
+
+
+def bound_estimator(name: str, options: Mapping[str, Scalar]) -> Estimator:
+    """Return an estimator with its own options bound.
+
+    Args:
+        name: as `estimator_for` returns it.
+        options: as `estimator_options` returns them; (lanes,) each where each lane has its own.
+    """
+    estimators: dict[str, tuple[Callable[..., UpperGradient], tuple[str, ...]]] = {
+        "finite-difference": (central_difference_hypergradient, ("xi", "radius")),
+        "one-sided": (one_sided_difference_hypergradient, ("xi", "radius")),
+        "exact": (exact_hypergradient, ("xi",)),
+        "first-order": (direct_gradient, ()),
+        "pbgd-free": (value_function_free_gradient, ("penalty",)),
+    }
+    estimator, read = estimators[name]
+    return partial(estimator, **{option: options[option] for option in read})
