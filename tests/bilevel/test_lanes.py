@@ -34,7 +34,11 @@ def draw(*shape, seed):
 
 
 W, B, M = draw(LANES, 4, 3, seed=1), draw(LANES, 5, seed=2), draw(LANES, 4, seed=3)
-RESPONSE = (W.square() + 0.1, B.square() + 0.1)
+DIAGONAL = (W.square() + 0.1, B.square() + 0.1)
+
+
+def respond(diagonal):
+    return lambda vector: tuple(scale * part for scale, part in zip(diagonal, vector, strict=True))
 
 
 def problem(lane=None, response=None):
@@ -64,13 +68,13 @@ def of_lane(options, lane):
     return {name: value[lane].item() for name, value in options.items()}
 
 
-@pytest.mark.parametrize("response", [None, RESPONSE], ids=["identity", "response"])
+@pytest.mark.parametrize("diagonal", [None, DIAGONAL], ids=["identity", "response"])
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_lane_has_the_gradient_of_its_problem_alone(name, response):
+def test_lane_has_the_gradient_of_its_problem_alone(name, diagonal):
     estimate, options = ESTIMATORS[name]
-    found = estimate(problem(response=response), **options)
+    found = estimate(problem(response=diagonal and respond(diagonal)), **options)
     for lane in range(LANES):
-        alone = None if response is None else [each[lane] for each in response]
+        alone = diagonal and respond([each[lane] for each in diagonal])
         expected = estimate(problem(lane, response=alone), **of_lane(options, lane))
         one = found.of_lane(lane)
         # 1e-7: a difference quotient of float64 carries the rounding of the losses over a step of 1e-4.

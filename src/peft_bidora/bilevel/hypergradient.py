@@ -3,7 +3,7 @@
     h = ∂L_val/∂M − ξ · (∂²L_train / ∂M∂V) · v,    v = ∂L_val/∂V
 
 the total derivative of L_val(V*(M), M) with the inverse Hessian of the lower level replaced by ξ · identity, or by
-ξ · D where the problem has a response D (`bilevel.response`): v is then D ⊙ ∂L_val/∂V.
+ξ times the response of the lower optimiser where the problem has one (`bilevel.response`): it is then applied to v.
 
 Of lanes, problems that are solved side by side, each parameter has the lane axis in front and each loss is (lanes,): v,
 ε and ξ are then those of each lane.
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from peft_bidora.bilevel.gradients import Loss, loss_and_gradient, mixed_product
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state, set_random_state
+from peft_bidora.bilevel.response import Response
 from peft_bidora.bilevel.tensors import add_scaled, cosine, norm, scaled
 
 
@@ -34,7 +35,7 @@ class BilevelProblem:
         magnitude: M, the parameters of the upper level.
         lower_magnitude_gradient: ∂L_train/∂M at the present V with the masks of `lower_losses`, where a training
             pass already gave it.
-        response: the diagonal D, one tensor of the shape of each of `direction`; None for the identity.
+        response: of the lower level's optimiser, see `bilevel.response`; None for the identity.
         lanes: whether these are several problems, side by side.
     """
 
@@ -43,7 +44,7 @@ class BilevelProblem:
     direction: Sequence[Tensor]
     magnitude: Sequence[Tensor]
     lower_magnitude_gradient: Sequence[Tensor] | None = None
-    response: Sequence[Tensor] | None = None
+    response: Response | None = None
     lanes: bool = False
 
 
@@ -180,7 +181,7 @@ def _upper_pass(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...], tu
     """Return L_val, v and ∂L_val/∂M."""
     upper_loss, vector, direct = _upper_gradients(problem)
     if problem.response is not None:
-        vector = tuple(scale * part for scale, part in zip(problem.response, vector, strict=True))
+        vector = problem.response(vector)
     return upper_loss, vector, direct
 
 

@@ -19,7 +19,7 @@ from peft_bidora.adapter.parameters import Levels, require_gradient, split_level
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
 from peft_bidora.bilevel.hypergradient import BilevelProblem
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state
-from peft_bidora.bilevel.response import adam_response
+from peft_bidora.bilevel.response import Response, adam_response
 from peft_bidora.bilevel.step import upper_step
 from peft_bidora.errors import CheckpointError, ModelError, SplitError
 from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments, estimator_for
@@ -128,10 +128,10 @@ class BilevelMixin(_AnyTrainer):
             self._lower_losses.append(ReplayedLoss(loss, capture_random_state()))
         lower_loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            if due:
-                self._upper_step(model, magnitude)
             if self._regularizer is not None:
                 self._regularizer.add_gradient(self.args.orthogonality, self.state.global_step)
+            if due:
+                self._upper_step(model, magnitude, reuses)
         return lower_loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -144,10 +144,11 @@ class BilevelMixin(_AnyTrainer):
             self._logged_at = now
         super().log(logs, start_time)
 
-    def _upper_step(self, model: nn.Module, magnitude: list[nn.Parameter]) -> None:
+    def _upper_step(self, model: nn.Module, magnitude: list[nn.Parameter], reused: bool) -> None:
         upper = self._upper
         assert upper is not None  # create_scheduler has run
-        taken = [parameter.grad for parameter in magnitude]
+        # A layer that the loss does not reach has no gradient.
+        taken = [torch.zeros_like(each) if each.grad is None else each.grad for each in magnitude] if reused else None
         for parameter in magnitude:
             parameter.grad = None  # clipping is of the lower level's gradients alone
         require_gradient(magnitude, True)
@@ -158,7 +159,7 @@ class BilevelMixin(_AnyTrainer):
                 upper_losses=self._upper_losses(model, self._upper_batches.next_batch()),
                 direction=direction,
                 magnitude=magnitude,
-                lower_magnitude_gradient=None if any(g is None for g in taken) else taken,  # type: ignore[arg-type]
+                lower_magnitude_gradient=taken,
                 response=self._response(direction) if self.args.xi == XI_OF_ADAM else None,
             )
             gradient = upper_step(
@@ -178,10 +179,10 @@ class BilevelMixin(_AnyTrainer):
         if self.args.settled is not None and upper.has_settled(self.args.settled):
             self.control.should_training_stop = True
 
-    def _response(self, direction: list[nn.Parameter]) -> tuple[Tensor, ...]:
-        """Return the response of the coming lower step to its gradient; clipping is left out of it."""
-        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in direction]
-        return adam_response(self.optimizer, direction, gradients)
+    def _response(self, direction: list[nn.Parameter]) -> Response:
+        """Return the response of the coming lower step to its gradient."""
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in direction]
+        return adam_response(self.optimizer, direction, gradients, max_norm=self.args.max_grad_norm)
 
     def _upper_losses(self, model: nn.Module, batches: list[Batch]) -> list[Any]:
         items = self._get_num_items_in_batch(batches, self.args.device)
