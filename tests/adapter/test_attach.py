@@ -215,3 +215,13 @@ def test_output_of_a_language_model_may_lie_inside_a_child() -> None:
     model = BertLMHeadModel(BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                                        intermediate_size=8, is_decoder=True))  # fmt: skip
     assert head_modules(model) == []
+
+
+def test_weight_with_rows_of_zeros_is_refused_by_dora_alone():
+    base = make_model("bert")
+    with torch.no_grad():
+        base.bert.encoder.layer[1].attention.self.value.weight[3:5] = 0
+    with pytest.raises(AdapterError, match=r"2 of the 16 rows of .*layer\.1\.attention\.self\.value are zeros"):
+        attach(base)
+    options = AdapterOptions(rank=4, alpha=12)
+    attach_adapter(make_model("bert"), options, use_dora=False, task_type="SEQ_CLS", head=["classifier"])

@@ -66,3 +66,20 @@ def test_what_was_written_past_the_counters_is_seen_once_forgotten(name):
     forget(module, name)
     assert total(module) == pytest.approx(before + 4)
     forget(nn.Linear(2, 2), name)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_step_of_an_optimiser_is_seen(fused):  # a fused one raises no version
+    module = nn.Linear(2, 2)
+    module.weight.grad = torch.ones_like(module.weight)
+    before = total(module)
+    torch.optim.AdamW(module.parameters(), lr=0.1, fused=fused).step()
+    assert total(module) == module.weight.sum().item() != before
+
+
+def test_step_of_an_optimiser_leaves_what_is_kept_of_frozen_tensors():
+    module, other = nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2)
+    other.weight.grad = torch.ones_like(other.weight)
+    first = counted(module)
+    torch.optim.AdamW(other.parameters()).step()
+    assert counted(module) is first

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from peft_bidora.adapter import layer
 from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.adapter.layer import (
+    SMALLEST,
     base_product,
     base_row_norm_squared,
     base_weight,
@@ -22,6 +23,7 @@ from peft_bidora.adapter.layer import (
     effective_change,
     factors_of,
     keep_outputs,
+    leaves_outputs_alone,
     norm_in_graph,
     set_norm_in_graph,
 )
@@ -107,7 +109,7 @@ def built_direction(model: PeftModel) -> Tensor:
 
 def run_built(model: PeftModel) -> tuple[Tensor, ...]:
     """As `run`, through W' = (m/‖V‖)⊙V with V built and the norm in the graph."""
-    module, (a, b, m) = layer_of(model)
+    module, (_, b, m) = layer_of(model)
     direction = built_direction(model)
     x, bias = inputs(), module.get_base_layer().bias
     output = nn.functional.linear(x, (m / direction.norm(dim=1))[:, None] * direction, bias)
@@ -207,7 +209,7 @@ def test_magnitude_of_an_empty_row_is_trained():
 @pytest.mark.parametrize("keep", [True, False])
 def test_mixed_derivative_is_that_of_the_built_weight(kind, keep):
     model = make(kind)
-    module, (a, b, m) = layer_of(model)
+    module, (_, b, m) = layer_of(model)
 
     def mixed(output: Tensor) -> tuple[Tensor, ...]:
         (first,) = torch.autograd.grad((output**3).sum(), m, create_graph=True)
@@ -550,3 +552,40 @@ def test_checkpointed_layer_has_the_same_values_and_gradients(kind, dropout, ree
     model = make(kind, dropout)
     set_norm_in_graph(model, True)
     assert_equal(run(model), run_as(partial(checkpoint, model, use_reentrant=reentrant), model, backward=True))
+
+
+class Written(nn.Module):
+    """A layer, and what writes into its output or leaves it alone."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.layer, self.after = nn.Linear(IN, OUT), nn.ReLU(inplace=in_place)
+        self.norm = nn.BatchNorm1d(OUT)
+
+    def forward(self, x):
+        return self.norm(self.after(self.layer(x)))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_output_that_is_written_into_is_told(in_place):
+    torch.manual_seed(0)
+    model = get_peft_model(Written(in_place), LoraConfig(r=4, target_modules=["layer"], use_dora=True))
+    use_closed_form(model)
+    set_norm_in_graph(model, True)
+    x = torch.randn(6, IN)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert leaves_outputs_alone(model, lambda: model(x)) == (not in_place)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model(x).sum().backward()  # what is not kept may be written into
+
+
+def test_output_is_kept_only_where_no_scale_is_small():
+    """The norm of V may have grown beyond that of W0: it is V's that the scale is of."""
+    model = make("linear")
+    module, (_, b, m) = layer_of(model)
+    with torch.no_grad():
+        b.mul_(100)
+        m.copy_(0.5 * base_row_norm_squared(module).sqrt())
+    assert bool((m < SMALLEST * norm_of(module)).any())
+    keep_outputs(model)
+    assert not module.lora_variant["default"].keep_output

@@ -212,3 +212,36 @@ def test_what_four_bits_are_computed_in_is_how_coarse_they_are(
 
 def test_eight_bits_are_coarse(source: Path) -> None:
     assert rounds_coarsely(load(source, 8))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "prediction"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_base_works_under_autocast(source: Path, bits: int, training: bool) -> None:
+    model = ours(load(source, bits)).train(training)
+    with torch.no_grad():
+        expected = model(IDS).logits
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+        logits = model(IDS).logits
+    # bfloat16 has 3 digits.
+    assert (logits.float() - expected).norm() <= 0.02 * expected.norm()
+    if training:
+        logits.float().square().sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.requires_grad)
+
+
+def test_bias_does_not_drown_the_product_with_a_packed_weight() -> None:
+    import bitsandbytes as bnb
+
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(64, 64)
+    packed = bnb.nn.Linear4bit(64, 64, compute_dtype=torch.bfloat16, quant_type="nf4")
+    packed.load_state_dict({"weight": plain.weight.detach(), "bias": torch.full((64,), 300.0)})
+    module = torch.nn.Sequential(packed.to("cpu"))
+    adapted = get_peft_model(module, LoraConfig(r=4, target_modules=["0"], use_dora=True))
+    use_closed_form(adapted)
+    ((_, layer, _),) = dora_layers(adapted)
+    lora_a = layer.lora_A["default"].weight.detach()
+    found, expected = base_product(layer, lora_a), base_weight(layer).float() @ lora_a.T
+    # bfloat16 rounds the product by 0.4 %; with a bias of 300 a digit is worth 2.
+    assert (found.float() - expected).norm() <= 0.01 * expected.norm()
+    assert bool((packed.bias == 300).all())

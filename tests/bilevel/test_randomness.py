@@ -1,5 +1,8 @@
 """Replay and restoration of the random number generators."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
@@ -111,3 +114,15 @@ def test_generators_of_an_accelerator_are_replayed_and_left_as_they_were(monkeyp
     drawn = torch.rand(1, generator=devices.generator)
     assert torch.equal(drawn, first)  # the evaluation drew nothing from the generator
     assert torch.equal(loss(), first)
+
+
+def draw_elsewhere():
+    return torch.tensor([random.random(), np.random.rand()])
+
+
+def test_replayed_loss_draws_the_same_from_numpy_and_python_too():
+    loss = ReplayedLoss(draw_elsewhere, capture_random_state())
+    first = draw_elsewhere()
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    assert torch.equal(loss(), first)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before

@@ -195,7 +195,7 @@ def test_outputs_are_kept_in_the_search_until_a_magnitude_is_small(make_adapted,
 
     def spy(model, inputs, **kwargs):
         layers = [(layer, name) for _, layer, name in dora_layers(model)]
-        if model.training:
+        if model.training and torch.is_grad_enabled():  # which a look at what follows the layers is not
             states = {layer.lora_variant[name].keep_output for layer, name in layers}
             found.extend((trainer.phase, trainer.state.global_step + 1, state) for state in states)
         return compute_loss(model, inputs, **kwargs)
@@ -366,6 +366,34 @@ def test_run_is_not_begun_beside_checkpoints_of_another(make_adapted, make_rows,
     shutil.rmtree(tmp_path / "search")
     with pytest.raises(CheckpointError, match="holds checkpoints of an earlier run"):
         make_trainer(make_adapted(), make_rows, tmp_path).train()
+
+
+def test_search_is_not_resumed_beside_a_retrain_phase_of_another(make_adapted, make_rows, tmp_path):
+    make_trainer(make_adapted(), make_rows, tmp_path, save_steps=2).train()
+    search = tmp_path / "search" / "checkpoint-2"
+    with pytest.raises(CheckpointError, match="a retrain phase that came after another search"):
+        make_trainer(make_adapted(), make_rows, tmp_path, save_steps=2).train(resume_from_checkpoint=search)
+    shutil.rmtree(tmp_path / "retrain")
+    make_trainer(make_adapted(), make_rows, tmp_path, save_steps=2).train(resume_from_checkpoint=search)
+
+
+def test_layers_keep_no_outputs_where_the_model_writes_into_them(make_adapted, make_rows, tmp_path):
+    model = make_adapted()
+    for _, module, _ in dora_layers(model):
+        module.register_forward_hook(lambda _module, _inputs, output: output.mul_(1.0))
+    make_trainer(model, make_rows, tmp_path).train()
+
+
+def test_pass_is_reused_although_the_loss_does_not_reach_every_magnitude(make_adapted, make_rows, tmp_path):
+    model = make_adapted()
+    _, aside, _ = list(dora_layers(model))[-1]
+    aside.register_forward_hook(lambda _module, _inputs, output: output.detach())
+    trainer, passes = make_trainer(model, make_rows, tmp_path, hypergradient="one-sided"), []
+    count, trainer.compute_loss = trainer.compute_loss, lambda *a, **k: passes.append(trainer.phase) or count(*a, **k)
+    trainer.train()
+    steps, upper_steps = trainer.args.max_steps, trainer.args.max_steps // trainer.args.lower_steps
+    # One of them sees whether the layers may keep their outputs.
+    assert passes.count("search") == 1 + steps + 2 * upper_steps
 
 
 @pytest.mark.parametrize("content", [None, b"cut"])

@@ -10,7 +10,7 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
+from peft_bidora.adapter.layer import ClosedFormDoraVariant, base_row_norm_squared, dora_layers
 from peft_bidora.adapter.packed import hold_layout
 from peft_bidora.errors import AdapterError
 
@@ -143,7 +143,8 @@ def attach_adapter(
         head: modules that are trained whole and saved with the adapter.
 
     Raises:
-        AdapterError: the target modules match nothing, or are none that DoRA's closed form covers.
+        AdapterError: the target modules match nothing, or are none that DoRA covers: a weight with rows of zeros has
+            no direction there.
     """
     config = LoraConfig(
         r=options.rank,
@@ -159,6 +160,7 @@ def attach_adapter(
     peft_model = get_peft_model(model, config)
     if use_dora:
         use_closed_form(peft_model)
+        _refuse_zero_rows(peft_model)
     return peft_model
 
 
@@ -180,6 +182,17 @@ def use_closed_form(model: PeftModel) -> None:
         if type(module.lora_variant[adapter]) is DoraLinearVariant:
             module.lora_variant[adapter] = variant
     hold_layout(model)
+
+
+def _refuse_zero_rows(model: PeftModel) -> None:
+    """PEFT divides by the norms of the rows: the saved adapter would give nothing but NaN."""
+    for name, module, _ in dora_layers(model):
+        zero = base_row_norm_squared(module) == 0
+        if not zero.is_meta and (rows := int(zero.sum())):
+            raise AdapterError(
+                f"{rows} of the {len(zero)} rows of {name} are zeros, which have no direction: DoRA is not defined"
+                " there. Leave it out of target_modules, or use LoRA."
+            )
 
 
 def _linear_layers(model: nn.Module) -> dict[str, Any]:

@@ -6,9 +6,18 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 T = TypeVar("T")
 _NAME = "_kept_of_tensors"
+_steps = [0]  # of all optimisers of the process: a fused one writes into its parameters and raises no version
+
+
+def _count_step(*_: Any) -> None:
+    _steps[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 def kept(module: nn.Module, name: str, tensors: Sequence[Tensor], settings: Any, compute: Callable[[], T]) -> T:
@@ -28,7 +37,8 @@ def kept(module: nn.Module, name: str, tensors: Sequence[Tensor], settings: Any,
     if any(tensor.is_inference() for tensor in tensors):  # such a tensor counts no versions
         return compute()
     # A reference tells a storage from a later one at the same address, and keeps none of them alive.
-    key = (settings, *((weakref.ref(t.untyped_storage()), t.data_ptr(), t._version) for t in tensors))
+    states = ((weakref.ref(t.untyped_storage()), t.data_ptr(), t._version) for t in tensors)
+    key = (settings, _steps[0] if any(t.requires_grad for t in tensors) else None, *states)
     store = module.__dict__.setdefault(_NAME, _Store())
     found: tuple[Any, T] | None = store.get(name)
     if found is None or found[0] != key:

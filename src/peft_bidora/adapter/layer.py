@@ -1,7 +1,7 @@
 """The drop-in for PEFT's DoRA forward pass: the same values, the norm in closed form and, on demand, in the graph."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from peft_bidora.adapter.kept import forget, kept
 from peft_bidora.adapter.packed import is_int8, unpacked_int8
-from peft_bidora.adapter.scaled_sum import add_low_rank, folded, projected, scaled_sum, shift_of
+from peft_bidora.adapter.scaled_sum import add_low_rank, folded, outside_autocast, projected, scaled_sum, shift_of
 from peft_bidora.adapter.weight import row_norm
 
 _PREDICTION, _BASE_NORM = "prediction_constants", "base_row_norm_squared"  # what a layer keeps
-SMALLEST = 0.25  # of the row norm of W0: down to this magnitude an output is read with at most 4 times the rounding
+SMALLEST = 0.25  # of the row norm of V: down to this magnitude an output is read with at most 4 times the rounding
 
 
 class ClosedFormDoraVariant(DoraLinearVariant):
@@ -106,9 +106,7 @@ def direction_norm(module: Any, factors: Factors, *, in_graph: bool) -> Tensor:
         in_graph: whether it may be differentiated.
     """
     lora_a, lora_b, scaling = factors
-    kind = lora_a.device.type
-    outside = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-    with torch.set_grad_enabled(in_graph and torch.is_grad_enabled()), outside:
+    with torch.set_grad_enabled(in_graph and torch.is_grad_enabled()), outside_autocast(lora_a):
         return row_norm(base_row_norm_squared(module), base_product(module, lora_a), lora_a, lora_b, scaling)
 
 
@@ -125,10 +123,11 @@ def _predict(module: Any, adapter: str, x: Tensor, result: Tensor) -> Tensor:
         return scale, shift, lora_a.to(dtype), folded(lora_b.to(dtype), scale, scaling)
 
     tensors = [lora_a, lora_b, magnitude, module.get_base_layer().weight, *([] if bias is None else [bias])]
-    scale, shift, lora_a, folded_b = kept(module, _PREDICTION, tensors, (adapter, scaling, dtype), constants)
-    result = result.contiguous()  # never written into: a hook of the base layer may keep it
-    scaled = result * scale if shift is None else torch.addcmul(shift, result, scale)
-    return add_low_rank(scaled, projected(x.to(dtype), lora_a), folded_b)
+    with outside_autocast(result):
+        scale, shift, lora_a, folded_b = kept(module, _PREDICTION, tensors, (adapter, scaling, dtype), constants)
+        result = result.contiguous()  # never written into: a hook of the base layer may keep it
+        scaled = result * scale if shift is None else torch.addcmul(shift, result, scale)
+        return add_low_rank(scaled, projected(x.to(dtype), lora_a), folded_b)
 
 
 def forget_constants(model: nn.Module) -> None:
@@ -140,12 +139,12 @@ def forget_constants(model: nn.Module) -> None:
 def base_product(module: Any, lora_a: Tensor) -> Tensor:
     """Return W0·Aᵀ, ([lanes,] out, r); through the base layer's own forward pass where its weight is packed."""
     weight = module.get_base_layer().weight
-    # A bias that is added and taken off again would drown it in bfloat16; a layer of 8 bits rounds what it reads too.
+    # A layer of 8 bits rounds what it reads too.
     if weight.is_floating_point() or is_int8(weight):
         matrix = base_weight(module)
         return (lora_a.to(matrix.dtype) @ matrix.T).mT  # r rows: faster than r columns
-    product, bias = _through_base(module, lora_a), getattr(module.get_base_layer(), "bias", None)
-    return product.mT if bias is None else (product - bias).mT
+    with _without_bias(module.get_base_layer()):
+        return _through_base(module, lora_a).mT
 
 
 def base_row_norm_squared(module: Any) -> Tensor:
@@ -208,22 +207,61 @@ def norm_in_graph(model: nn.Module) -> Iterator[None]:
 
 
 def keep_outputs(model: nn.Module) -> None:
-    """Read the gradient of every scale m/n off the layer's output from now on, if no magnitude is too small for that.
+    """Read the gradient of every scale m/n off the layer's output from now on, if no scale is too small for that.
 
-    It saves most of the memory that this gradient takes. Call it again when magnitudes have changed, which costs one
-    transfer from the device; `set_norm_in_graph` ends it.
+    It saves most of the memory that this gradient takes; see `leaves_outputs_alone` for where it may be done. Call it
+    again when magnitudes have changed, which costs one transfer from the device; `set_norm_in_graph` ends it.
     """
     layers = [(module, adapter) for _, module, adapter in dora_layers(model)]
-    small = [_is_small(module, adapter) for module, adapter in layers]
+    small = [_has_small_scale(module, adapter) for module, adapter in layers]
     keep = bool(small) and not any(torch.stack([each.to(small[0].device) for each in small]).tolist())
     for module, adapter in layers:
         module.lora_variant[adapter].keep_output = keep
 
 
+def leaves_outputs_alone(model: nn.Module, forward: Callable[[], Any]) -> bool:
+    """Return whether nothing writes into the output of an adapted layer: what was kept for a gradient would be lost.
+
+    Args:
+        model: its buffers are put back.
+        forward: a pass in the mode that is asked about; no graph is made.
+    """
+    outputs: list[tuple[Tensor, int]] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: outputs.append((output, output._version)))
+        for _, module, _ in dora_layers(model)
+    ]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for buffer, value in buffers:
+            buffer.copy_(value)
+    return all(output._version == version for output, version in outputs)
+
+
 @torch.no_grad()
-def _is_small(module: Any, adapter: str) -> Tensor:
+def _has_small_scale(module: Any, adapter: str) -> Tensor:
     magnitude: Tensor = module.lora_magnitude_vector[adapter].weight
-    return ((magnitude.square() < SMALLEST**2 * base_row_norm_squared(module)) | (magnitude == 0)).any()
+    length = direction_norm(module, factors_of(module, adapter), in_graph=False)
+    return ((magnitude.abs() < SMALLEST * length) | (magnitude == 0)).any()
+
+
+@contextmanager
+def _without_bias(layer: Any) -> Iterator[None]:
+    """Take the bias off for the time of the block: added and subtracted, it would drown a product in bfloat16."""
+    bias = getattr(layer, "bias", None)
+    if bias is None:
+        yield
+        return
+    layer.bias = None
+    try:
+        yield
+    finally:
+        layer.bias = bias
 
 
 def _through_base(module: Any, x: Tensor) -> Tensor:

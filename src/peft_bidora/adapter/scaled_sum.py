@@ -12,6 +12,7 @@ of the first lane, of the second, and so on, as many of each.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,8 +45,15 @@ def scaled_sum(
     dtype = base.dtype
     base = base.contiguous()  # here, since a second derivative goes through inputs of the function alone
     a, b = lora_a.to(dtype), lora_b.to(dtype)
-    output: Tensor = _ScaledSum.apply(base, x.to(dtype), a, b, scale, bias, scaling, keep_output)  # type: ignore[no-untyped-call]
+    with outside_autocast(base):  # all is in the precision of `base`, which a packed layer does not take from autocast
+        output: Tensor = _ScaledSum.apply(base, x.to(dtype), a, b, scale, bias, scaling, keep_output)  # type: ignore[no-untyped-call]
     return output
+
+
+def outside_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which operations on the device of a tensor compute in the precision of their operands."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def shift_of(scale: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -82,10 +90,14 @@ def _rows(x: Tensor, lanes: Sequence[int]) -> Tensor:
 
 
 def _scaled_rows(base: Tensor, factor: Tensor, shift: Tensor | None) -> Tensor:
-    """Return c ⊙ b0 + shift in the shape of b0."""
-    rows, factor = _rows(base, factor.shape[:-1]), factor[..., None, :]
-    scaled = rows * factor if shift is None else torch.addcmul(shift[..., None, :], rows, factor)
-    return scaled.view(base.shape)
+    """Return c ⊙ b0 + shift in the shape of b0: no view, so that what follows the layer may write into it."""
+    scaled = torch.empty_like(base)
+    rows, written = _rows(base, factor.shape[:-1]), _rows(scaled, factor.shape[:-1])
+    if shift is None:
+        torch.mul(rows, factor[..., None, :], out=written)
+    else:
+        torch.addcmul(shift[..., None, :], rows, factor[..., None, :], out=written)
+    return scaled
 
 
 class _ScaledSum(torch.autograd.Function):

@@ -1,5 +1,10 @@
-"""Capture, replay and restore the state of torch's random number generators."""
+"""Capture, replay and restore the state of the random number generators: torch's, numpy's and Python's.
 
+A model may draw from any of them in its forward pass: the masks of SpecAugment are numpy's.
+"""
+
+import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,25 +16,45 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of the CPU generator and of that of every device of the accelerator: CUDA's, XPU's, MPS's."""
+    """The states of all generators, those of every device of the accelerator (CUDA's, XPU's, MPS's) among them.
+
+    Args:
+        cpu: of torch.
+        devices: of torch; none where the process has drawn nothing from them.
+        python: of `random`.
+        numpy: of numpy's global generator; None where numpy is not imported.
+    """
 
     cpu: Tensor
     devices: tuple[Tensor, ...]
+    python: Any = None
+    numpy: Any = None
 
 
 def capture_random_state() -> RandomState:
     """Return a copy of the present state of every generator."""
+    numpy = sys.modules.get("numpy")
+    return RandomState(
+        torch.get_rng_state(), _device_states(), random.getstate(), None if numpy is None else numpy.random.get_state()
+    )
+
+
+def _device_states() -> tuple[Tensor, ...]:
     devices = _used_accelerator()
     if devices is None:
-        return RandomState(torch.get_rng_state(), ())
+        return ()
     if hasattr(devices, "get_rng_state_all"):
-        return RandomState(torch.get_rng_state(), tuple(devices.get_rng_state_all()))
-    return RandomState(torch.get_rng_state(), (devices.get_rng_state(),))  # there is one MPS device
+        return tuple(devices.get_rng_state_all())
+    return (devices.get_rng_state(),)  # there is one MPS device
 
 
 def set_random_state(state: RandomState) -> None:
     """Put every generator into the given state."""
     torch.set_rng_state(state.cpu)
+    if state.python is not None:
+        random.setstate(state.python)
+    if state.numpy is not None:
+        sys.modules["numpy"].random.set_state(state.numpy)
     if not state.devices:
         return
     devices = _used_accelerator()

@@ -89,12 +89,13 @@ class BiDoRAArguments(TrainingArguments):
                 (
                     "upper_batch_size",
                     "a whole number from 1 up, or None",
-                    self.upper_batch_size is None or self.upper_batch_size >= 1,
+                    self.upper_batch_size is None or _is_count(self.upper_batch_size),
                 ),
-                ("lower_steps", "a whole number from 1 up", self.lower_steps >= 1),
+                ("upper_weight_decay", "a finite number from 0 up", 0 <= self.upper_weight_decay < math.inf),
+                ("lower_steps", "a whole number from 1 up", _is_count(self.lower_steps)),
                 ("hypergradient", f"one of {', '.join(HYPERGRADIENTS)}", self.hypergradient in HYPERGRADIENTS),
                 ("retrain_from", "initial or search", self.retrain_from in ("initial", "search")),
-                ("orthogonality", "a number from 0 up", self.orthogonality >= 0),
+                ("orthogonality", "a finite number from 0 up", 0 <= self.orthogonality < math.inf),
                 ("penalty", "a finite number above 0", 0 < self.penalty < math.inf),
                 (
                     "finite_difference_radius",
@@ -129,7 +130,7 @@ class BiDoRAArguments(TrainingArguments):
                 (
                     "retrain_max_steps",
                     "a whole number from 1 up, -1 to count epochs, or None",
-                    self.retrain_max_steps in (None, -1) or self.retrain_max_steps >= 1,
+                    self.retrain_max_steps in (None, -1) or _is_count(self.retrain_max_steps),
                 ),
                 *(
                     (f"retrain_{name}", f"{expected}, or None", _is_least(getattr(self, f"retrain_{name}"), least))
@@ -177,7 +178,11 @@ def estimator_for(hypergradient: str, *, bfloat16: bool) -> str:
 
 
 def _is_finite(value: float | str) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _is_least(value: float | None, least: int) -> bool:

@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from peft_bidora.adapter.attach import use_closed_form
-from peft_bidora.adapter.layer import keep_outputs, norm_in_graph
+from peft_bidora.adapter.layer import keep_outputs, leaves_outputs_alone, norm_in_graph
 from peft_bidora.adapter.packed import rounds_coarsely
 from peft_bidora.adapter.parameters import Levels, require_gradient, split_levels
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
 from peft_bidora.bilevel.hypergradient import BilevelProblem
-from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state
+from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state, preserved_random_state
 from peft_bidora.bilevel.response import Response, adam_response
 from peft_bidora.bilevel.step import upper_step
 from peft_bidora.errors import CheckpointError, ModelError, SplitError
@@ -77,7 +77,8 @@ class BilevelMixin(_AnyTrainer):
         self._upper_batches: UpperBatches
         self._regularizer: OrthogonalityRegularizer | None = None
         self._lower_losses: list[ReplayedLoss] = []
-        self._magnitudes_moved = True  # since it was seen whether the layers may keep their outputs
+        self._outputs_may_be_kept: bool | None = None  # by the layers, for the gradient of their magnitudes
+        self._magnitudes_moved = True  # since it was seen whether they are too small for that
         self._logged_at: tuple[int, float] | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -115,7 +116,9 @@ class BilevelMixin(_AnyTrainer):
             return plain
         magnitude = list(self.levels.magnitude.values())
         due = (self.state.global_step + 1) % self.args.lower_steps == 0
-        if self._magnitudes_moved:
+        if self._outputs_may_be_kept is None:
+            self._outputs_may_be_kept = self._leaves_outputs_alone(model, inputs)
+        if self._outputs_may_be_kept and self._magnitudes_moved:
             keep_outputs(self.model)
             self._magnitudes_moved = False
         # Only a one-sided difference reads ∂L_train/∂M of the training pass.
@@ -178,6 +181,11 @@ class BilevelMixin(_AnyTrainer):
         upper.finish_step(gradient)
         if self.args.settled is not None and upper.has_settled(self.args.settled):
             self.control.should_training_stop = True
+
+    def _leaves_outputs_alone(self, model: nn.Module, inputs: Batch) -> bool:
+        model.train()
+        with preserved_random_state():
+            return leaves_outputs_alone(self.model, partial(self._loss_share, model, inputs, None, 1))
 
     def _response(self, direction: list[nn.Parameter]) -> Response:
         """Return the response of the coming lower step to its gradient."""

@@ -132,7 +132,15 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
                 )
             return None, None
         if isinstance(resume, str | Path):
-            return (None, Path(resume)) if Path(resume).parent.name == "retrain" else (Path(resume), None)
+            if Path(resume).parent.name == "retrain":
+                return None, Path(resume)
+            if later := sorted((output / "retrain").glob("checkpoint-*")):
+                raise CheckpointError(
+                    f"{later[0]} is of a retrain phase that came after another search than the one resumed from"
+                    f" {resume}; a later resume would go on from it. Remove {output / 'retrain'}, or name another"
+                    " output_dir."
+                )
+            return Path(resume), None
         retrain = last_whole_checkpoint(output / "retrain")
         search = None if retrain else last_whole_checkpoint(output / "search")
         if search is None and retrain is None:
