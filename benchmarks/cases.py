@@ -24,6 +24,8 @@ from peft_bidora.adapter.parameters import require_gradient, split_levels
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
 from peft_bidora.bilevel import hypergradient
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state
+from peft_bidora.bilevel.response import adam_response
+from peft_bidora.bilevel.settling import Straightness
 from peft_bidora.bilevel.step import upper_step
 
 try:
@@ -38,8 +40,11 @@ ESTIMATORS: dict[str, hypergradient.Estimator] = {
     "central": partial(hypergradient.central_difference_hypergradient, xi=1.0, radius=1e-2),
     "one-sided": partial(hypergradient.one_sided_difference_hypergradient, xi=1.0, radius=1e-2),
     "exact": partial(hypergradient.exact_hypergradient, xi=1.0),
+    "sama": partial(hypergradient.one_sided_difference_hypergradient, xi=1.0, radius=1e-2),
     "first-order": hypergradient.direct_gradient,
+    "pbgd-free": partial(hypergradient.value_function_free_gradient, penalty=10.0),
 }
+REUSING = ("one-sided", "sama")  # the gradient of the magnitudes that the lower pass gives
 # Lower steps that a call of a case takes, so that every K fits into it.
 CYCLE = 4
 
@@ -228,24 +233,31 @@ class Bench:
         direction, magnitude = list(levels.direction.values()), list(levels.magnitude.values())
         lower = torch.optim.AdamW(direction, lr=1e-4, fused=True)
         upper = torch.optim.AdamW(magnitude, lr=1e-3, fused=True)
-        regularizer = OrthogonalityRegularizer(model)
+        regularizer, straightness = OrthogonalityRegularizer(model), Straightness(magnitude, 10)
+        reuses, sums = estimator in REUSING, [torch.zeros((), device=self.shape.device)] * 2
 
         def step() -> None:
             for number in range(1, CYCLE + 1):
                 due = number % k == 0
-                require_gradient(magnitude, due and estimator == "one-sided")
+                require_gradient(magnitude, due and reuses)
                 replayed = ReplayedLoss(lambda: self.loss(model), capture_random_state())
                 self.loss(model).backward()
+                regularizer.add_gradient(1e-5, number)
                 if due:
                     taken = [parameter.grad for parameter in magnitude]
                     require_gradient(magnitude, True)
+                    gradients = [parameter.grad.clone() for parameter in direction] if estimator == "sama" else []
                     problem = hypergradient.BilevelProblem(
-                        [replayed], [lambda: self.loss(model, 1)], direction, magnitude,
-                        taken if estimator == "one-sided" else None,
+                        [replayed], [lambda: self.loss(model, 1)], direction, magnitude, taken if reuses else None,
+                        adam_response(lower, direction, gradients, max_norm=1.0) if gradients else None,
                     )  # fmt: skip
-                    upper_step(ESTIMATORS[estimator], problem, upper, max_norm=1.0, step=number)
+                    gradient = upper_step(ESTIMATORS[estimator], problem, upper, max_norm=1.0, step=number)
+                    for parameter, added in zip(direction, gradient.lower or (), strict=bool(gradient.lower)):
+                        parameter.grad.add_(added)
+                    told = gradient.norm(), gradient.direct_implicit_cosine()
+                    sums[:] = [a + b for a, b in zip(sums, told, strict=True)]
+                    straightness.add_step()
                     keep_outputs(model)
-                regularizer.add_gradient(1e-5, number)
                 descend(direction, lower)
 
         return step

@@ -3,7 +3,8 @@
     python benchmarks/memory.py                                # MiniLM's shape, random weights, batch 16 x 64
 
 Peak is the largest resident memory of the process (on a GPU the largest allocation), step the part of it above what the
-loaded model and its optimiser hold; both are medians over rounds in which the cases take turns. Saved are the distinct
+loaded model and its optimiser hold; both are medians over rounds in which the cases take turns, with the least and the
+most of the peaks. Saved are the distinct
 bytes that one pass keeps for its backward, state the trained parameters, their gradients and moments, and what the
 search holds beside them.
 """
@@ -32,15 +33,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape_options(parser)
     parser.add_argument("--case", help="measure this case in this process, and print JSON")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--name", default="cpu")
     options = parser.parse_args()
     if options.case:
         print(json.dumps(measured(options)))
         return
     rounds = [{case: in_a_process(case) for case in CASES} for _ in range(options.rounds)]
-    rows = {case: {name: median(found[case][name] for found in rounds) for name in rounds[0][case]} for case in CASES}
+    rows: dict[str, dict[str, Any]] = {
+        case: {name: median(found[case][name] for found in rounds) for name in rounds[0][case]} for case in CASES
+    }
     for case, found in rows.items():
+        peaks = [each[case]["peak_mib"] for each in rounds]
+        found["peak_range_mib"] = [min(peaks), max(peaks)]
         found["peak_to_lora"] = round(found["peak_mib"] / rows["lora"]["peak_mib"], 3)
         print(f"{case:20}", ", ".join(f"{name} {value}" for name, value in found.items()))
     settings = {**vars(options), "torch": torch.__version__, "device_name": device_name(options)}

@@ -28,7 +28,8 @@ INTRODUCTION = """\
 # Benchmarks
 
 Written by `python benchmarks/page.py` from `benchmarks/results/`; `make bench DATA=DIR` measures all anew. What is
-compared was run interleaved, in one run; a ratio is the median of the ratios of the rounds, with its quartiles.
+compared was run interleaved, in one run; a ratio of steps is that of the medians over rounds, with the quartiles of the
+rounds' own ratios.
 """
 
 
@@ -48,7 +49,7 @@ def steps() -> list[str]:
             [
                 named(case),
                 f"{row['milliseconds']:.1f}",
-                f"{row['floor_milliseconds']:.1f}",
+                "" if row["floor_milliseconds"] is None else f"{row['floor_milliseconds']:.1f}",
                 f"{row['ratio']:.3f} ({row['quartiles'][0]:.3f} – {row['quartiles'][1]:.3f})",
                 named(row["to"]),
             ]
@@ -75,6 +76,7 @@ def memory() -> list[str]:
                 named(case),
                 *(f"{row[f'{what}_mib']:.0f}" for what in ("peak", "step", "saved", "state")),
                 row["peak_to_lora"],
+                " – ".join(f"{each:.0f}" for each in row.get("peak_range_mib", ())),
             ]
             for case, row in found["cases"].items()
         ]
@@ -84,7 +86,7 @@ def memory() -> list[str]:
             "MiB, each in a process of its own (`benchmarks/memory.py`): peak of the process; what of it a step takes"
             " above the loaded model; what a pass keeps for its backward; what outlives a step but frozen weights.",
             "",
-            table(["step", "peak", "step", "saved", "state", "peak to LoRA's"], rows),
+            table(["step", "peak", "step", "saved", "state", "peak to LoRA's", "least and most peak"], rows),
         ]
     return parts
 
@@ -209,7 +211,7 @@ def named(case: str) -> str:
     """Return the words for a case: `search-4-one-sided` is a search step with K = 4."""
     if not case.startswith("search-"):
         return CASES.get(case, case)
-    _, k, estimator = case.split("-", 2)
+    _, k, estimator = case.removesuffix(", to betty").split("-", 2)
     part = ", query and value" if estimator.endswith("-query-value") else ""
     return f"search, {estimator.removesuffix('-query-value')}, K = {k}{part}"
 

@@ -71,6 +71,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
     """Add up the time of the steps, and note it with the selection metric at each evaluation of the retrain phase."""
 
     metric: str
+    sign: int  # −1 where less of the metric is better
     seconds: float = 0.0
     evaluations: list[tuple[float, float]] = field(default_factory=list)
     _start: float = 0.0
@@ -83,10 +84,10 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         if Path(args.output_dir).name == "retrain":
-            self.evaluations.append((self.seconds, metrics[f"eval_{self.metric}"]))
+            self.evaluations.append((self.seconds, self.sign * metrics[f"eval_{self.metric}"]))
 
     def best(self) -> float:
-        """Return the best metric; more is better."""
+        """Return the best metric, with the sign by which more is better."""
         return max(value for _, value in self.evaluations)
 
     def reached(self, value: float) -> float | None:
@@ -106,8 +107,9 @@ def trained(options: argparse.Namespace, overrides: list[str], seed: int) -> Clo
         path.write_text(json.dumps(recipe | {"eval_steps": 15, "save_steps": 150}))  # JSON is YAML
         loaded = load_recipe(path, ["select_best=false", *options.override, *overrides])
         loaded.output.mkdir()
-        trainer = make_trainer(prepare(loaded))
-        clock = Clock(metric)
+        prepared = prepare(loaded)
+        trainer = make_trainer(prepared)
+        clock = Clock(metric, -1 if metric in prepared.rows.task.lower_is_better else 1)
         trainer.add_callback(clock)
         trainer.train()
     return clock

@@ -3,9 +3,9 @@
     python benchmarks/step.py                                  # MiniLM's shape, random weights, batch 16 x 64
     python benchmarks/step.py --layers 12 --width 768 --device cuda --precision bfloat16 --name gpu
 
-A round runs every case once in a new order; its ratios are of that round, the table has their median and quartiles. A
-prediction is compared with that of the bare model. The floor of a case is its counted operations at the speed that a
-large matrix product reaches in the same run.
+A round runs every case once in a new order; a ratio is that of the medians over rounds, beside it the quartiles of the
+rounds' own ratios. A prediction is compared with that of the bare model. The floor of a case is its counted operations
+at the speed that a large matrix product reaches in the same run.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -54,6 +54,9 @@ def main() -> None:
     for name, found in rows.items():
         floor = found["floor_milliseconds"]
         print(f"{name:32} {found['milliseconds']:9.1f} ms, floor {floor:.1f}, {found['ratio']} to {found['to']}")
+    if "betty-1-query-value" in timed:
+        compared = row("search-1-one-sided-query-value", seconds, "betty-1-query-value")
+        rows["search-1-one-sided-query-value, to betty"] = {**compared, "floor_milliseconds": None}
     settings = {**vars(options), "torch": torch.__version__, "device_name": device_name(options)}
     result = {"settings": settings, "operations_per_second": round(speed), "cases": rows}
     output = Path(__file__).parent / "results" / f"step-{options.name}.json"
@@ -76,11 +79,15 @@ def matrix_product(options: argparse.Namespace) -> Callable[[], torch.Tensor]:
 
 
 def row(name: str, seconds: dict[str, list[float]], reference: str) -> dict[str, Any]:
-    """Return the median milliseconds a step, and the quartiles of the ratios of each round."""
-    ratios = [own / other for own, other in zip(seconds[name], seconds[reference], strict=True)]
-    lower, middle, upper = (round(value, 3) for value in quantiles(ratios, n=4))
-    milliseconds = 1e3 * quantiles(seconds[name], n=4)[1] / CYCLE
-    return {"milliseconds": round(milliseconds, 1), "ratio": middle, "quartiles": [lower, upper], "to": reference}
+    """Return the median milliseconds a step, the ratio of the medians and the quartiles of the ratios of each round."""
+    own, other = seconds[name], seconds[reference]
+    lower, _, upper = (round(value, 3) for value in quantiles([a / b for a, b in zip(own, other, strict=True)], n=4))
+    return {
+        "milliseconds": round(1e3 * median(own) / CYCLE, 1),
+        "ratio": round(median(own) / median(other), 3),
+        "quartiles": [lower, upper],
+        "to": reference,
+    }
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def built_direction(model: PeftModel) -> Tensor:
 
 def run_built(model: PeftModel) -> tuple[Tensor, ...]:
     """As `run`, through W' = (m/‖V‖)⊙V with V built and the norm in the graph."""
-    module, (_, b, m) = layer_of(model)
+    module, (a, b, m) = layer_of(model)
     direction = built_direction(model)
     x, bias = inputs(), module.get_base_layer().bias
     output = nn.functional.linear(x, (m / direction.norm(dim=1))[:, None] * direction, bias)
@@ -209,7 +209,7 @@ def test_magnitude_of_an_empty_row_is_trained():
 @pytest.mark.parametrize("keep", [True, False])
 def test_mixed_derivative_is_that_of_the_built_weight(kind, keep):
     model = make(kind)
-    module, (_, b, m) = layer_of(model)
+    module, (a, b, m) = layer_of(model)
 
     def mixed(output: Tensor) -> tuple[Tensor, ...]:
         (first,) = torch.autograd.grad((output**3).sum(), m, create_graph=True)
