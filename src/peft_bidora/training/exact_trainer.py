@@ -37,8 +37,8 @@ class ExactTrainer(Trainer):
             self.loss_is_scaled_for_ga = False
         generates = hasattr(model, "can_generate") and model.can_generate()
         own = self.compute_loss_func is None and self.label_smoother is None and self.args.n_gpu <= 1
-        self._is_token_mean = generates and own
-        if self._is_token_mean:
+        self.is_token_mean = generates and own
+        if self.is_token_mean:
             # Some of these models take num_items_in_batch and ignore it (BART, T5): their loss is weighed here instead.
             self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self._evaluated: list[Tensor] | None = None  # of each batch the sum of the loss and the tokens
@@ -51,7 +51,7 @@ class ExactTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Compute the loss as Trainer does; that of a model that generates text is its token mean · tokens / all."""
-        if not self._is_token_mean or num_items_in_batch is None:
+        if not self.is_token_mean or num_items_in_batch is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         tokens = self._label_tokens(inputs)
         mean, outputs = super().compute_loss(model, inputs, return_outputs=True)

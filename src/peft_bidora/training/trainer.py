@@ -67,8 +67,8 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
                 self._search(search, output / "search", kwargs)
             elif searched := last_whole_checkpoint(output / "search"):
                 self._keep_logs("search", _with_whole_log(read_state(searched), output / "search"))
-            self._enter("retrain", _retrain_arguments(self._search_args, output / "retrain"))
-            self.train_dataset = _concatenate(lower_dataset, self.upper_dataset)
+            self._enter("retrain", retrain_arguments(self._search_args, output / "retrain"))
+            self.train_dataset = concatenated(lower_dataset, self.upper_dataset)
             result = super().train(resume_from_checkpoint=str(retrain) if retrain else None, **kwargs)
             self._keep_logs("retrain", self.state)
         finally:
@@ -180,7 +180,7 @@ def _load_direction(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _retrain_arguments(args: BiDoRAArguments, folder: Path) -> BiDoRAArguments:
+def retrain_arguments(args: BiDoRAArguments, folder: Path) -> BiDoRAArguments:
     """Return the arguments of the retrain phase: every `retrain_*` that is set, in place of the plain one."""
     retrain = copy.copy(args)
     retrain.output_dir = str(folder)
@@ -194,7 +194,8 @@ def _retrain_arguments(args: BiDoRAArguments, folder: Path) -> BiDoRAArguments:
     return retrain
 
 
-def _concatenate(lower: Any, upper: Any) -> Any:
+def concatenated(lower: Any, upper: Any) -> Any:
+    """Return the rows of both levels, those that the retrain phase reads."""
     if hasattr(lower, "remove_columns") and hasattr(upper, "remove_columns"):
         from datasets import concatenate_datasets
 

@@ -1,0 +1,266 @@
+"""One run among lanes: what its own Trainer says of it, and where it stands."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import EvalPrediction, get_scheduler
+from transformers.trainer_pt_utils import nested_concat
+
+from peft_bidora.adapter.parameters import snapshot
+from peft_bidora.training.arguments import BiDoRAArguments
+from peft_bidora.training.exact_trainer import ExactTrainer
+from peft_bidora.training.row_order import RowOrder, lower_permutation, upper_permutation
+from peft_bidora.training.trainer import BiDoRATrainer, concatenated, retrain_arguments
+from peft_bidora.training.upper_level import UpperLevel
+
+Rows = Sequence[Mapping[str, Any]]
+IGNORED = -100  # the label that no loss counts
+
+
+@dataclass
+class Lane:
+    """A run, made of the Trainer that would train it alone; it holds no model.
+
+    Args:
+        name: of the run.
+        arguments: of each phase, in their order.
+        rows: of each phase, encoded; "upper" and "selection" beside them.
+        values: every trained parameter by its name, on the CPU.
+        scaling: s = alpha / rank.
+        decayed: names of the parameters that a weight decay is for.
+        loss: logits, labels -> the loss of a batch, as its Trainer computes it.
+        shifted: whether a label is predicted by the position before it.
+        score: predictions and label ids of the selection rows -> metrics; None where the loss alone is measured.
+        log: what was logged.
+        stopped: why it was taken out of the training; None while it is in.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    rows: dict[str, Rows]
+    values: dict[str, Tensor]
+    scaling: float
+    decayed: frozenset[str]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    shifted: bool
+    score: Callable[[EvalPrediction], dict[str, float]] | None
+    log: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str | None = None
+
+    @classmethod
+    def of(cls, name: str, trainer: ExactTrainer) -> "Lane":
+        """Return the run of a Trainer that has not begun; what it holds is copied, the model among it can go.
+
+        Raises:
+            ValueError: it trains a model in full, of which there is nothing that lanes could share, or by a loss that
+                is not told from the logits.
+        """
+        model, args = trainer.model, trainer.args
+        if not hasattr(model, "peft_config"):
+            raise ValueError("expected a Trainer of a PEFT model, got one that trains the base model")
+        if trainer.compute_loss_func is None and not trainer.is_token_mean:
+            raise ValueError("expected a Trainer with compute_loss_func, or of a model that generates text")
+        rows = {"retrain": trainer.train_dataset}
+        arguments = {"retrain": args}
+        if isinstance(trainer, BiDoRATrainer):
+            upper = trainer.upper_dataset
+            rows = {
+                "search": trainer.train_dataset,
+                "retrain": concatenated(trainer.train_dataset, upper),
+                "upper": upper,
+            }
+            arguments = {"search": args, "retrain": retrain_arguments(args, Path(args.output_dir) / "retrain")}
+        if trainer.eval_dataset is not None:
+            rows["selection"] = trainer.eval_dataset
+        (config,) = model.peft_config.values()
+        shifted = trainer.compute_loss_func is None and not getattr(model.config, "is_encoder_decoder", False)
+        return cls(
+            name=name,
+            arguments=arguments,
+            rows={part: _read_columns(trainer, each, part) for part, each in rows.items()},
+            values=snapshot({each: p for each, p in model.named_parameters() if _is_trained(each, p)}),
+            scaling=config.lora_alpha / config.r,
+            decayed=frozenset(trainer.get_decay_parameter_names(model)),
+            loss=_loss_of(trainer, shifted),
+            shifted=shifted,
+            score=trainer.compute_metrics,
+        )
+
+    def steps(self, phase: str) -> int:
+        """Return the optimiser steps of a phase, as Trainer counts them."""
+        args = self.arguments[phase]
+        if args.max_steps > 0:
+            return int(args.max_steps)
+        batches = math.ceil(len(self.rows[phase]) / args.per_device_train_batch_size)
+        of_an_epoch: int = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+        return math.ceil(float(args.num_train_epochs) * of_an_epoch)
+
+    def is_better(self, metrics: Mapping[str, float], best: float | None) -> bool:
+        """Return whether metrics of the selection rows beat the best so far."""
+        value = self.chosen(metrics)
+        if best is None:
+            return True
+        return value > best if self.arguments["retrain"].greater_is_better else value < best
+
+    def chosen(self, metrics: Mapping[str, float]) -> float:
+        """Return the metric that the best checkpoint is chosen by."""
+        return metrics[self.arguments["retrain"].metric_for_best_model.removeprefix("eval_")]
+
+    def measured(self, logits: Tensor, labels: Tensor) -> tuple[Any, Any]:
+        """Return what `metrics` needs of a batch: its arrays, or the sum of the loss and the tokens."""
+        if self.score is not None:
+            return logits.float().cpu().numpy(), labels.cpu().numpy()
+        tokens = (labels[:, 1:] if self.shifted else labels).ne(IGNORED).sum()
+        return self.loss(logits, labels) * tokens, tokens
+
+    def metrics(self, batches: Sequence[tuple[Any, Any]]) -> dict[str, float]:
+        """Return the metrics of the selection rows, in their order."""
+        if self.score is None:
+            totals, tokens = (torch.stack(parts).sum() for parts in zip(*batches, strict=True))
+            return {"loss": (totals / tokens).item()}
+        predictions, labels = (reduce(nested_concat, parts) for parts in zip(*batches, strict=True))
+        return self.score(EvalPrediction(predictions, labels))
+
+
+class LanePhase:
+    """What a lane has in a phase: its optimisers, schedules, data orders and best values.
+
+    Args:
+        lane: the run.
+        phase: "search" or "retrain".
+        views: its trained parameters by name, of which those of the lower level are optimised here.
+    """
+
+    def __init__(self, lane: Lane, phase: str, views: Mapping[str, Tensor]) -> None:
+        args = lane.arguments[phase]
+        self.lane, self.phase, self.args = lane, phase, args
+        bilevel = isinstance(args, BiDoRAArguments)
+        magnitude = [name for name in lane.values if "lora_magnitude_vector" in name]
+        self.lower = [name for name in lane.values if not (bilevel and name in magnitude)]
+        self.magnitude = [views[name] for name in magnitude] if phase == "search" else []
+        steps = lane.steps(phase)
+        optimizer_class, options = ExactTrainer.get_optimizer_cls_and_kwargs(args)
+        groups = [
+            {
+                "params": [views[name] for name in self.lower if (name in lane.decayed) == decays],
+                "weight_decay": decay,
+            }
+            for decays, decay in ((True, args.weight_decay), (False, 0.0))
+        ]
+        self.optimizer = optimizer_class([group for group in groups if group["params"]], **options)
+        self.scheduler = get_scheduler(
+            args.lr_scheduler_type,
+            self.optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+        accumulation, seed = args.gradient_accumulation_steps, args.seed + (bilevel and phase == "retrain")
+        size = args.per_device_train_batch_size * accumulation
+        # Trainer reads the rows in an order that the seed of the phase gives, if no other is named.
+        permutation = lower_permutation(seed if args.data_seed is None else args.data_seed)
+        self.order = RowOrder(len(lane.rows[phase]), size, permutation)
+        self.upper: UpperLevel | None = None
+        if phase == "search":
+            upper_seed = args.seed if args.data_seed is None else args.data_seed
+            upper_size = (args.upper_batch_size or args.per_device_train_batch_size) * accumulation
+            upper_order = RowOrder(len(lane.rows["upper"]), upper_size, upper_permutation(upper_seed))
+            self.upper = UpperLevel(self.magnitude, upper_order, args, steps)
+        self.settled = False
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.losses: list[Tensor] = []  # since they were logged
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the lane is trained on: it neither diverged nor settled."""
+        return self.lane.stopped is None and not self.settled
+
+    def learning_rate(self) -> float:
+        """Return the present one of the lower level."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def next_rows(self) -> list[Mapping[str, Any]]:
+        """Return the next rows of the phase."""
+        rows = self.lane.rows[self.phase]
+        return [rows[index] for index in self.order.next_indices()]
+
+    def next_upper_rows(self) -> list[Mapping[str, Any]]:
+        """Return the next rows of the upper level."""
+        assert self.upper is not None
+        rows = self.lane.rows["upper"]
+        return [rows[index] for index in self.upper.order.next_indices()]
+
+    def drain_log(self, step: int) -> None:
+        """Log the means since the last call."""
+        entry: dict[str, Any] = {"phase": self.phase, "step": step, "learning_rate": self.learning_rate()}
+        if self.losses:
+            entry["loss"] = torch.stack(self.losses).float().mean().item()
+        if self.upper is not None:
+            entry |= self.upper.drain_logs()
+        self.losses = []
+        self.lane.log.append(entry)
+
+    def state_dict(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the state as plain tensors and containers, with the present values of the parameters."""
+        return {
+            "values": dict(values),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "order": self.order.state_dict(),
+            "upper": None if self.upper is None else self.upper.state_dict(),
+            "settled": self.settled,
+            "best": self.best,
+            "losses": self.losses,
+            "log": self.lane.log,
+            "stopped": self.lane.stopped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the parameters are left to the caller."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.order.load_state_dict(state["order"])
+        if self.upper is not None:
+            self.upper.load_state_dict(state["upper"])
+        self.settled, self.best, self.losses = state["settled"], state["best"], list(state["losses"])
+        self.lane.log, self.lane.stopped = list(state["log"]), state["stopped"]
+
+
+def _read_columns(trainer: ExactTrainer, rows: Any, part: str) -> Rows:
+    """Return rows without the columns that the model does not read, where they have columns."""
+    found: Rows = trainer._remove_unused_columns(rows, description=part) if hasattr(rows, "remove_columns") else rows
+    return found
+
+
+def _is_trained(name: str, parameter: Tensor) -> bool:
+    return parameter.requires_grad or "lora_magnitude_vector" in name
+
+
+def _loss_of(trainer: ExactTrainer, shifted: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return how a Trainer computes the loss of a batch from logits and labels."""
+    compute = trainer.compute_loss_func
+    if compute is not None:
+        return lambda logits, labels: compute({"logits": logits}, labels)
+    return partial(_token_mean, shifted=shifted)
+
+
+def _token_mean(logits: Tensor, labels: Tensor, *, shifted: bool) -> Tensor:
+    """Return the mean over label tokens, as transformers' models that generate text compute it.
+
+    Args:
+        logits: (rows, tokens, vocabulary).
+        labels: (rows, tokens), -100 where none counts.
+        shifted: whether a token is predicted by the position before it.
+    """
+    if shifted:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    total = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / labels.ne(IGNORED).sum().clamp_min(1)
