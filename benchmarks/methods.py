@@ -130,7 +130,7 @@ def summary(runs: list[dict[str, Any]], method: str, metric: str) -> dict[str, A
 def table(measured: list[dict[str, Any]]) -> str:
     """Return Markdown: a row a set, the mean ± standard deviation of each method and its time over LoRA's."""
     lines = [
-        "| set | train rows | seeds | metric | " + " | ".join(f"{name} | time" for name in METHODS) + " |",
+        "| set | train rows, at most | seeds | metric | " + " | ".join(f"{name} | time" for name in METHODS) + " |",
         "| --- " * (4 + 2 * len(METHODS)) + "|",
     ]
     for one in measured:

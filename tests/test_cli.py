@@ -471,6 +471,9 @@ def test_run_from_recipe_to_folder(method: str, project: Project, command: Run) 
     assert metrics["method"] == method
     assert metrics["rows"] == {"lower": 43, "upper": 11, "selection": 6, "test": 30}
     assert f"{metrics['test']['accuracy']['value']:.4f}" in result.out
+    kept = metrics["kept"]
+    assert 0 < kept["step"] <= kept["of"]
+    assert f"the checkpoint of step {kept['step']} of {kept['of']}" in result.out
     predictions = [json.loads(line) for line in (project.output / "predictions.jsonl").read_text().splitlines()]
     right = sum(row["predicted_label"] == row["label"] for row in predictions)
     assert right / 30 == metrics["test"]["accuracy"]["value"]
@@ -576,6 +579,7 @@ def test_model_card_tells_data_metrics_settings_and_how_to_load(project: Project
     card = (project.output / "adapter" / "README.md").read_text()
     metrics = json.loads((project.output / "metrics.json").read_text())
     header = yaml.safe_load(card.split("---")[1])
+    assert "base_model" not in header  # a folder of this machine is nobody else's
     assert header["library_name"] == "peft"
     assert header["pipeline_tag"] == "text-classification"
     assert f"| accuracy | {metrics['test']['accuracy']['value']:.4f} |" in card
@@ -600,6 +604,20 @@ def test_model_card_tells_what_each_split_was_used_for(
     assert command("train", project.recipe, *settings).code == 0
     folder = "model" if "method=full" in settings else "adapter"
     assert words in (project.output / folder / "README.md").read_text()
+
+
+def test_one_class_for_all_rows_is_noted(project: Project, command: Run) -> None:
+    result = command("train", project.recipe, "method=lora", "retrain.steps=1", "retrain.learning_rate=1e-9")
+    predictions = [json.loads(line) for line in (project.output / "predictions.jsonl").read_text().splitlines()]
+    same = len({row["predicted_label"] for row in predictions}) == 1
+    assert ("note: every test row is predicted to be" in result.out) == same
+
+
+def test_check_of_a_recipe_that_was_trained_tells_so_and_all_else(copied: Project, command: Run) -> None:
+    told = command("check", copied.recipe)
+    assert told.code == 0, told.err
+    assert "holds a run already: train needs --resume, --overwrite or another output." in told.out
+    assert "trainable parameters" in told.out
 
 
 def test_what_the_hub_client_logs_is_written_once(project: Project, command: Run) -> None:
@@ -677,7 +695,7 @@ def test_merged_run_predicts_the_same_in_a_pipeline(
 
 
 def test_merged_regression_tells_how_to_read_its_outputs(project: Project, command: Run, tmp_path: Path) -> None:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import pipeline
 
     for name in ("train.jsonl", "test.jsonl"):
         rows = [json.loads(line) for line in (project.folder / name).read_text().splitlines()]
@@ -687,13 +705,12 @@ def test_merged_regression_tells_how_to_read_its_outputs(project: Project, comma
     report = json.loads(command("merge", project.output, "-o", merged, "--json").out)
     assert json.loads((merged / "merge.json").read_text())["reading"] == report["reading"]
     row = json.loads((project.output / "predictions.jsonl").read_text().splitlines()[0])
-    names: dict[str, Any] = {
-        "model": AutoModelForSequenceClassification.from_pretrained(merged),
-        "tokenizer": AutoTokenizer.from_pretrained(merged),
-    }
+    names: dict[str, Any] = {}
     exec("\n".join(report["reading"]).replace('"..."', json.dumps(row["text"])), names)
     # Merged weights round otherwise in float32.
     assert names["prediction"].item() == pytest.approx(row["predicted_value"], rel=1e-5)
+    (served,) = pipeline("text-classification", model=str(merged))([row["text"]])  # in the user's unit, without us
+    assert served["score"] == pytest.approx(row["predicted_value"], rel=1e-5)
     told = command("merge", project.output, "-o", merged, "--overwrite").out
     assert "Read its predictions:\n" in told
     assert all(f"  {line}\n" in told for line in report["reading"])

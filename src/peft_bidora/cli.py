@@ -66,27 +66,31 @@ def check(
 
     loaded = load_recipe(recipe, overrides or ())
     _quiet_libraries()
-    from peft_bidora.recipe.folder import check_output
+    from peft_bidora.recipe.folder import check_output, is_run
     from peft_bidora.recipe.outlook import outlook, time_steps
     from peft_bidora.recipe.prepare import prepare
 
     faults = Faults()
     prepared = faults.check(prepare, loaded)
-    faults.check(check_output, loaded.output, resume=False, overwrite=False)
+    faults.check(check_output, loaded.output, resume=False, overwrite=True)
     faults.raise_any()
     assert prepared is not None
-    report = outlook(prepared)
+    report, notes = outlook(prepared), list(prepared.rows.notes)
+    if is_run(loaded.output):
+        notes.append(
+            f"output={loaded.output} holds a run already: train needs --resume, --overwrite or another output."
+        )
     if time:
         from peft_bidora.recipe.run import make_trainer
 
         report["seconds"] = time_steps(prepared, make_trainer)
     if as_json:
         resolved = prepared.recipe.model_dump(mode="json", by_alias=True)
-        print_json({"recipe": resolved, **report, "task": prepared.rows.task.state(), "notes": prepared.rows.notes})
+        print_json({"recipe": resolved, **report, "task": prepared.rows.task.state(), "notes": notes})
         return
     typer.echo(dump_recipe(prepared.recipe))
     print_outlook(report)
-    for note in prepared.rows.notes:
+    for note in notes:
         typer.echo(f"note: {note}")
     typer.echo("No faults found.")
 
@@ -125,7 +129,8 @@ def evaluate(
     if as_json:
         print_json({**evaluation.scores, "details": evaluation.details})
         return
-    print_evaluation(evaluation.scores, evaluation.details)
+    title = f"{evaluation.method} on {evaluation.rows} rows of {'the test split' if data is None else data}"
+    print_evaluation(title, evaluation.scores, evaluation.details)
 
 
 @app.command()

@@ -45,20 +45,23 @@ def print_run(folder: Path, metrics: dict[str, Any]) -> None:
     console().print(table)
     share = 100 * metrics["trainable_parameters"] / metrics["parameters"]
     adapter = folder / ("model" if metrics["method"] == "full" else "adapter")
+    kept = metrics["kept"]
     lines = [
+        f"kept                  the checkpoint of step {kept['step']:,} of {kept['of']:,}",
         f"trainable parameters  {metrics['trainable_parameters']:,} ({share:.2f} % of all)",
         f"training time         {metrics['seconds']:.1f} s",
         f"peak memory           {metrics['peak_memory_bytes'] / 2**20:,.0f} MiB",
         f"run folder            {folder}",
         f"{'weights' if metrics['method'] == 'full' else 'adapter'}               {adapter}",
     ]
+    lines += [f"note: {note}" for note in metrics["notes"]]
     lines += ["", "Load it without this package:", *(f"  {line}" for line in metrics["loading_lines"])]
     typer.echo("\n".join(lines))
 
 
-def print_evaluation(scores: dict[str, dict[str, float]], details: Mapping[str, Any]) -> None:
+def print_evaluation(title: str, scores: dict[str, dict[str, float]], details: Mapping[str, Any]) -> None:
     """Print metrics with their intervals, and the tables of a task's details that are short enough to read."""
-    table = Table("metric", "value", "95 % interval")
+    table = Table("metric", "value", "95 % interval", title=title)
     add_scores(table, scores)
     console().print(table)
     for name, rows in details.items():
@@ -76,6 +79,7 @@ def print_errors(errors: Mapping[str, float]) -> None:
     for name, error in errors.items():
         table.add_row(name, shown(error))
     console().print(table)
+    typer.echo("relative error: what the rank leaves out of a layer's change, over the change")
 
 
 @contextmanager

@@ -47,6 +47,11 @@ def test_csv_ragged_rows_are_reported_together_with_cells_expected_and_found() -
     assert second.startswith("a.csv, line 6: 3 cells, but the header has 2")
 
 
+def test_csv_cut_by_semicolons_is_told_so_also_where_its_texts_have_commas() -> None:
+    with pytest.raises(DataError, match=r"line 2: 2 cells, but the header has 1 .*separated by commas.*not by ';'"):
+        read_csv("a.csv", b"text;label\na, b;1\n")
+
+
 def test_csv_blank_line_between_rows_is_a_ragged_row() -> None:
     with pytest.raises(DataError, match=r"a\.csv, line 3: 0 cells, but the header has 1"):
         read_csv("a.csv", b"text\na\n\nb\n")

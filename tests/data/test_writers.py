@@ -78,12 +78,12 @@ def test_json_lines_are_read_back_as_they_were(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_column_that_is_there_already_is_never_written_over(suffix: str) -> None:
-    with pytest.raises(DataError, match="have a column 'predicted_label' already"):
+    with pytest.raises(DataError, match="have the column 'predicted_label', which a prediction adds"):
         written(suffix, (["text", "predicted_label"], [{"text": "a", "predicted_label": "b"}], ADDED))
 
 
 def test_column_of_a_probability_may_be_there_already_too() -> None:
-    with pytest.raises(DataError, match="have a column 'probability_no' already"):
+    with pytest.raises(DataError, match="have the column 'probability_no', which a prediction adds"):
         written(".csv", (["probability_no"], [{"probability_no": 1}], ADDED))
 
 

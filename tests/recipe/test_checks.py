@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BartConfig, BertConfig, GPT2Config, T5Config
 
-from peft_bidora.errors import ModelError, RecipeError
-from peft_bidora.recipe.checks import check_trackers, check_upper_steps
+from peft_bidora.errors import BiDoRAError, ModelError, RecipeError
+from peft_bidora.recipe.checks import check_trackers, check_upper_steps, check_writes
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.prepare import prepare
 
@@ -46,3 +46,13 @@ def test_tokenizer_of_another_model_is_refused(make_recipe: Make, model_folder: 
     tokenizer.save_pretrained(folder)
     with pytest.raises(ModelError, match=r"its tokenizer has 20 tokens, but the model has embeddings for 19\. Save"):
         prepare(load_recipe(make_recipe(model=str(folder))))
+
+
+def test_encoder_is_not_asked_to_write(make_recipe: Make) -> None:
+    with pytest.raises(BiDoRAError) as caught:
+        prepare(load_recipe(make_recipe(task="text-generation")))
+    assert any("is an encoder (bert), which writes no text" in fault for fault in caught.value.faults)
+    assert not any("end-of-text" in fault for fault in caught.value.faults)
+    for config in (GPT2Config(), T5Config(), BartConfig(), BertConfig(is_decoder=True)):
+        check_writes("name", "text-generation", config)
+    check_writes("name", "regression", BertConfig())

@@ -25,7 +25,7 @@ def write(folder: Path, text: str) -> Path:
         (TEXT + "search: {steps: 1, steps: 2}\n", r"line 4: .*'steps' stands twice"),
         (TEXT + "search: [1\n", r"recipe\.yaml, line \d: broken YAML"),
         ("- model\n", r"holds list; expected keys and values"),
-        ("", r"holds NoneType; expected keys and values"),
+        ("", r"holds nothing; expected keys and values"),
         ("model: m\noutput: run\n", r"^data is missing"),
         (TEXT + "search: {upper_batch_size: 0}\n", r"^search\.upper_batch_size=0: input should be greater than"),
         (TEXT + "search: {finite_difference_radius: 0.0}\n", r"finite_difference_radius=0\.0: input should be greater"),
@@ -98,3 +98,24 @@ def test_model_folder_is_found_beside_the_recipe(tmp_path: Path) -> None:
     path.write_text("model: models/tiny\ndata: {train: a.csv}\noutput: run\n")
     assert load_recipe(path).model == str(tmp_path / "models/tiny")
     assert load_recipe(path, ["model=owner/name"]).model == "owner/name"
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("serach.steps", "Did you mean the section 'search'?"),
+        ("search.step", "Did you mean 'search.steps'?"),
+        ("rank", "Did you mean 'adapter.rank'?"),
+        ("batch_size", "Did you mean 'search.batch_size' or 'retrain.batch_size'?"),
+        ("learning_rate", "Did you mean 'search.learning_rate' or 'retrain.learning_rate'?"),
+        ("search.learning_rat", "Did you mean 'search.learning_rate'?"),
+        ("zzz", "There are model, task, method, data, adapter,"),
+    ],
+)
+def test_key_that_there_is_not_gets_the_one_that_was_meant(key: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: builtin:minilm\ndata: {train: a.csv}\noutput: out\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "recipe.yaml", [f"{key}=5"])
+    (fault,) = caught.value.faults
+    assert hint in fault
+    assert len(fault) < 300

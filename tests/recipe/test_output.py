@@ -151,7 +151,7 @@ def test_error_of_another_kind_is_not_taken_for_one_of_the_disk(
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(run_module, "_finish", fail)
+    monkeypatch.setattr(run_module, "finish", fail)
     with pytest.raises(RuntimeError, match="a bug") as caught:
         run(load_recipe(make_recipe(method="lora", retrain__steps=1)))
     assert not isinstance(caught.value, BiDoRAError)

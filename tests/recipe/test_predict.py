@@ -185,7 +185,7 @@ def test_progress_tells_rows_done_and_expected(finished: Path, tmp_path: Path, m
         ("[]", r"in\.jsonl, line 6: .*expected an object, found a list"),
         ('{"text": " "}', r"in\.jsonl: 1 row has an empty text in 'text' \(line 6\)"),
         ('{"n": 1}', r"in\.jsonl: 1 row has no text in 'text' \(line 6\)"),
-        ('{"text": "a", "predicted_label": "b"}', r"have a column 'predicted_label' already"),
+        ('{"text": "a", "predicted_label": "b"}', r"have the column 'predicted_label', which a prediction adds"),
     ],
 )
 def test_broken_row_names_its_line_and_says_what_was_written(

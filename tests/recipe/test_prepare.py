@@ -65,7 +65,7 @@ def test_selection_file_that_is_the_test_file_is_noted(make_recipe: Callable[...
     path = make_recipe(data__selection="test.jsonl")
     notes = read_rows(load_recipe(path), SEQUENCE_CLASSIFICATION).notes
     assert notes == [
-        "12 test rows also stand among the selection rows: the checkpoint is chosen on rows that are scored."
+        "12 of 12 test rows also stand among the selection rows: the checkpoint is chosen on rows that are scored."
     ]
 
 
@@ -73,21 +73,21 @@ def test_every_overlap_of_given_files_is_noted(make_recipe: Callable[..., Path])
     path = make_recipe(data__selection="train.jsonl", data__test="train.jsonl")
     notes = read_rows(load_recipe(path), SEQUENCE_CLASSIFICATION).notes
     assert [note.split(":")[0] for note in notes] == [
-        "40 selection rows also stand among the training rows",
-        "40 test rows also stand among the training rows",
-        "40 test rows also stand among the selection rows",
+        "40 of 40 selection rows also stand among the training rows",
+        "40 of 40 test rows also stand among the training rows",
+        "40 of 40 test rows also stand among the selection rows",
     ]
 
 
 def test_repeats_that_groups_tear_apart_are_noted_as_such(make_recipe: Callable[..., Path]) -> None:
     path = make_recipe(rows_of(60, 30, 20), data__group="group")
     rows = read_rows(load_recipe(path), SEQUENCE_CLASSIFICATION)
-    assert "repeats in other groups may be in other splits" in rows.notes[0]
+    assert "in other groups these may be in other splits" in rows.notes[0]
     assert any("upper rows also stand among the lower rows" in note for note in rows.notes)
     # Without groups the same rows are kept together.
     rows = read_rows(load_recipe(make_recipe(rows_of(60, 30, 20))), SEQUENCE_CLASSIFICATION)
     assert [note for note in rows.notes if "repeat" in note or "stand" in note] == [
-        f"30 rows of {rows.parts['lower'].source} repeat another one; repeats stay in one split."
+        f"30 rows of {rows.parts['lower'].source} have the text of another one; these stay in one split."
     ]
 
 
@@ -136,7 +136,7 @@ def test_faults_of_the_test_file_are_told_beside_a_train_file_that_is_gone(
 def test_one_row_that_repeats_is_told_in_the_singular(make_recipe: Callable[..., Path]) -> None:
     values = rows_of(30, 29, 30)
     notes = read_rows(load_recipe(make_recipe(values)), SEQUENCE_CLASSIFICATION).notes
-    assert any(note.startswith("1 row of") and "repeats another one" in note for note in notes)
+    assert any(note.startswith("1 row of") and "has the text of another one" in note for note in notes)
 
 
 def test_hub_that_gives_no_configuration_is_not_asked_for_the_tokenizer(

@@ -99,3 +99,11 @@ def test_sequences_of_nucleotides_are_no_proteins(sequence: str, expected: str |
 def test_messages_get_a_model_with_a_chat_template(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "a"}]}])
     assert yaml.safe_load(suggest_recipe(str(path))[0])["model"].endswith("Instruct")
+
+
+def test_one_slip_among_numbers_does_not_make_them_classes(tmp_path: Path) -> None:
+    rows = [{"text": f"row {number}", "label": str(number / 4)} for number in range(20)]
+    rows[6]["label"] = "n/a"
+    assert recognise(read_table(write(tmp_path / "rows.jsonl", rows)))[0] == "regression"
+    few = [{"text": "a", "label": each} for each in ("0.5", "1.5", "n/a", "none")]
+    assert recognise(read_table(write(tmp_path / "few.jsonl", few)))[0] == "sequence-classification"

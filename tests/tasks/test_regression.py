@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, make_batch
 from torch.nn.functional import mse_loss
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_bidora.data.columns import Columns
 from peft_bidora.data.examples import Examples
@@ -126,3 +127,23 @@ def test_column_of_the_target_is_guessed() -> None:
 
     table = Table("a.csv", ("id", "text", "score"), [{"id": "1", "text": "x", "score": "2"}], [2], "line", None)
     assert resolve_columns(table, None, None, layout=NUMBERS)[0] == Columns(("text",), "score")
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "vit"])
+def test_last_layer_takes_over_the_unit_where_it_has_a_bias(family: str) -> None:
+    config = FAMILIES[family][0]()
+    config.num_labels = 1
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    task, inputs = Regression(mean=100.0, standard_deviation=7.0), make_batch(family)
+    with torch.no_grad():
+        standardised = model(**inputs).logits
+        state = REGRESSION.folded(task, model, None)
+        found = model(**inputs).logits
+    expected = state["mean"] + state["standard_deviation"] * found
+    torch.testing.assert_close(expected, 100 + 7 * standardised)
+    if family in ("gpt2", "llama", "qwen2", "mistral"):  # a layer without bias has nowhere to put the mean
+        assert state == task.state()
+    else:
+        assert (state["mean"], state["standard_deviation"]) == (0.0, 1.0)
+        assert model.config.problem_type == "regression"

@@ -140,3 +140,32 @@ def test_what_a_callback_evaluates_leaves_the_generators_alone(make_adapted, mak
     before = torch.get_rng_state()
     getattr(trainer, method)(make_rows(8))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("losses", "kept"), [([3.0, 1.0, 2.0], 4), ([1.0, 2.0, 1.0], 2), ([1.0, 2.0, 0.5], 6)])
+def test_of_evaluations_that_are_level_the_one_with_the_lowest_loss_is_kept(
+    make_adapted, make_rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: list[float], kept: int
+) -> None:
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "f1", "greater_is_better": True}
+    trainer = adapted_trainer(
+        make_adapted(),
+        make_rows,
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=2,
+        logging_steps=2,
+        max_steps=6,
+        **options,
+    )
+    loss_at = dict(zip((2, 4, 6), losses, strict=True))
+
+    def evaluate(*_: Any, **__: Any) -> dict[str, float]:
+        metrics = {"eval_f1": 0.5, "eval_loss": loss_at[trainer.state.global_step]}
+        trainer.log(metrics)
+        return metrics
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    trainer.train()
+    assert trainer.state.best_global_step == kept
+    assert trainer.state.best_model_checkpoint is not None
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{kept}")

@@ -107,9 +107,7 @@ def assert_same_as_alone(make: Any, lanes: list[Lane], methods: list[str], **cha
         expected = trained(alone.model)
         assert expected.keys() == lane.values.keys()
         for name, value in lane.values.items():
-            torch.testing.assert_close(
-                value, expected[name], rtol=0, atol=1e-10, msg=lambda m, n=name: f"{lane.name} {n}: {m}"
-            )
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-10, msg=f"{lane.name}: {name}")
 
 
 ESTIMATORS = ["one-sided", "finite-difference", "exact", "first-order", "pbgd-free"]

@@ -12,7 +12,11 @@ def refuse_taken(columns: Sequence[str], added: Iterable[Row]) -> None:
     """Raise DataError if rows have a column already that is to be added."""
     taken = [name for name in dict.fromkeys(chain.from_iterable(added)) if name in columns]
     if taken:
-        raise DataError(f"The rows have a column {listed(taken)} already, which is to be added. Rename or remove it.")
+        noun, those = ("column", "it") if len(taken) == 1 else ("columns", "them")
+        raise DataError(
+            f"The rows have the {noun} {listed(taken)}, which a prediction adds. Rename or remove {those}; rows that"
+            " were predicted before have such columns."
+        )
 
 
 def refuse_late(names: Sequence[str], known: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ class Layout:
         label_names: the same for the label.
         label_aliases: names of the label that may differ from file to file.
         check: what is wrong between the texts and the label of a row, each already read; None where nothing is.
+        wanted: what a text column holds, in words.
     """
 
     text: FieldReader = read_text
@@ -44,6 +45,7 @@ class Layout:
     label_names: tuple[str, ...] = LABEL_NAMES
     label_aliases: tuple[str, ...] = ()
     check: Callable[[tuple[Any, ...], Any], Fault | None] | None = None
+    wanted: str = "a text"
 
 
 CLASSES = Layout()
@@ -170,8 +172,12 @@ def _guess_text(table: Table, layout: Layout, taken: Sequence[str]) -> tuple[str
     if len(found) == 1:
         return found[0]
     choices = ", ".join(f"({listed(columns)})" if len(columns) > 1 else repr(columns[0]) for columns in found)
+    if found:
+        raise DataError(_doubt(table, "data.text", f"{choices} could each be the text"))
+    wanted = layout.wanted
     raise DataError(
-        _doubt(table, "data.text", f"{choices} could each be the text" if found else "none is sure to be text")
+        f"data.text is not set, and no column of {table.source} ({listed_columns(table.columns)}) holds {wanted} in"
+        " every row, as the task reads. Set data.text, or another task."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NoReturn
 from peft_bidora.data.lines import decode, text_lines
 from peft_bidora.data.rows import NumberedRow, RowStream, refuse_faults
 from peft_bidora.data.table import Row, Table, table_of_rows, unique_columns
-from peft_bidora.data.wording import counted, listed
+from peft_bidora.data.wording import counted, listed, listed_columns
 from peft_bidora.errors import DataError
 
 CELL_LIMIT = 2**31 - 1
@@ -136,7 +136,7 @@ def rows_of_cells(
                 yield (
                     number,
                     f"{source}, line {number}: {counted(len(cells), 'cell')}, but the header has {len(columns)} "
-                    f"({listed(columns)}). Quote a cell that holds the separator or a line break.",
+                    f"({listed_columns(columns)}). Quote a cell that holds the separator or a line break.",
                 )
         blank.clear()
 

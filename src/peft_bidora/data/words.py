@@ -54,6 +54,7 @@ def check_lengths(texts: tuple[Any, ...], tags: tuple[str, ...]) -> Fault | None
 
 
 WORDS = Layout(
+    wanted="a list of words",
     text=read_words,
     label=read_tags,
     text_names=("tokens", "words"),

@@ -131,11 +131,15 @@ class Evaluation:
         scores: value, low and high of each metric, the last two of its 95 % interval.
         details: what the task tells beyond its metrics.
         notes: what to know of the rows.
+        method: of the run.
+        rows: how many were scored.
     """
 
     scores: dict[str, dict[str, float]]
     details: dict[str, Any]
     notes: list[str]
+    method: str
+    rows: int
 
 
 def evaluate(run_folder: Path, data: str | None = None) -> Evaluation:
@@ -163,7 +167,8 @@ def evaluate(run_folder: Path, data: str | None = None) -> Evaluation:
         predictions = predict_with(run, load_trained(run), examples, progress)
     labels = examples.required_labels()
     scores = scores_with_intervals(run.task, predictions, labels, run.recipe.seed)
-    return Evaluation(scores, run.task.details(predictions, labels), notes)
+    details = run.task.details(predictions, labels)
+    return Evaluation(scores, details, notes, run.recipe.method, len(examples))
 
 
 def tabulated(run: FinishedRun, table: Table) -> Examples:

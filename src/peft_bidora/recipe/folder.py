@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -13,7 +14,7 @@ import yaml
 
 from peft_bidora.data.values import as_json
 from peft_bidora.errors import CheckpointError, RecipeError
-from peft_bidora.recipe.load import dump_recipe
+from peft_bidora.recipe.load import dump_recipe, flat
 from peft_bidora.recipe.output import LOCK, check_writable
 from peft_bidora.recipe.prepare import Prepared, Rows
 from peft_bidora.recipe.schema import Recipe
@@ -28,6 +29,7 @@ WRITTEN = (
     *("metrics.jsonl", "predictions.jsonl", SECONDS, MANIFEST),
 )
 BEFORE_A_RUN = (LOCK, f"{MANIFEST}.partial")  # what a process leaves that is killed before it has begun
+LOADED = re.compile(r"""(\.from_pretrained\()('[^']*'|"[^"]*")""")  # a folder, in a line that loads it
 PACKAGES = ("peft-bidora", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -121,7 +123,7 @@ def check_same_run(recipe: Recipe, rows: Rows) -> dict[str, Any]:
         manifest = read_object(folder / MANIFEST, ())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{folder} cannot be resumed: {error}. Start the run anew with --overwrite.") from None
-    old, new = _flat(values if isinstance(values, dict) else {}), _flat(yaml.safe_load(dump_recipe(recipe)))
+    old, new = flat(values if isinstance(values, dict) else {}), flat(yaml.safe_load(dump_recipe(recipe)))
     # A file that was moved is the same file: its hash, compared below, decides. A hub data set has none.
     same = {"output"} | {f"data.{key}" for key, digest in rows.file_hashes.items() if digest is not None}
     faults = [
@@ -231,10 +233,3 @@ def _changes(manifest: dict[str, Any], rows: Rows) -> list[str]:
             if splits.get(key) != digest
         ),
     ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,14 @@ def dump_recipe(recipe: Recipe) -> str:
     return text
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested keys by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
 def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
     """Yield the dotted name of every key that holds a value."""
     for name, field in model.model_fields.items():
@@ -96,7 +104,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path} cannot be read ({error}); expected a recipe in YAML, UTF-8.") from None
     values = _parse(text, str(path))
     if not isinstance(values, dict):
-        raise RecipeError(f"{path} holds {type(values).__name__}; expected keys and values. See the README's recipe.")
+        held = "nothing" if values is None else type(values).__name__
+        raise RecipeError(f"{path} holds {held}; expected keys and values. See the README's recipe.")
     return values
 
 
@@ -144,6 +153,19 @@ def _sentences(error: ValidationError) -> list[str]:
     return list(joined.values())
 
 
+def _hint(parts: list[str], known: list[str]) -> str:
+    """Return what was meant by a key that there is not: the same key of another section, a section, or a near key."""
+    same = [name for name in known if name.split(".")[-1] == parts[-1]]
+    sections = list(dict.fromkeys(name.split(".")[0] for name in known if "." in name))
+    if len(parts) == 1 and (near := difflib.get_close_matches(parts[0], sections, n=1, cutoff=0.7)):
+        return f" Did you mean the section {near[0]!r}?"
+    near = same or difflib.get_close_matches(".".join(parts), known, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean {' or '.join(map(repr, near))}?"
+    tops = list(dict.fromkeys(name.split(".")[0] for name in known))
+    return f" There are {', '.join(tops)}, and their keys in docs/recipe.md."
+
+
 def _sentence(fault: dict[str, Any]) -> str:
     """One sentence for one of pydantic's faults: the key, what came, what was expected."""
     parts = [str(part) for part in fault["loc"]]
@@ -158,10 +180,7 @@ def _sentence(fault: dict[str, Any]) -> str:
             break
     key = ".".join(parts)
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        near = near or [name for name in known if name.split(".")[-1] == parts[-1]][:1]
-        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(known)}."
-        return f"{key}: there is no such key.{hint}"
+        return f"{key}: there is no such key.{_hint(parts, known)}"
     if fault["type"] == "missing":
         return f"{key} is missing. Set it in the recipe or as {key}=VALUE."
     message = fault["msg"].removeprefix("Value error, ")

@@ -18,9 +18,9 @@ from peft_bidora.data.examples import Examples
 from peft_bidora.data.source import read_table
 from peft_bidora.errors import AdapterError, RecipeError
 from peft_bidora.recipe.finished import FinishedRun, load_trained, read_run, tabulated
-from peft_bidora.recipe.folder import write_json
+from peft_bidora.recipe.folder import LOADED, METRICS, read_object, write_json
 from peft_bidora.recipe.output import disk_reason
-from peft_bidora.tasks.base_model import resolve_model
+from peft_bidora.tasks.base_model import load_config, resolve_model
 
 ROWS = 16
 RECORD = "merge.json"  # what was merged, and the files that stand for it
@@ -37,7 +37,7 @@ class Merged:
         rows: test rows on which the logits were compared.
         difference: the largest absolute difference of a logit.
         errors: of a LoRA adapter, the relative error of the change of each layer's weight; empty for merged weights.
-        reading: the Python that gets a prediction, in the user's unit, out of its `model` and `tokenizer`.
+        reading: the Python that loads it and gets a prediction in the user's unit.
     """
 
     folder: Path
@@ -83,7 +83,9 @@ def merge(
     else:
         merged = merge_adapter(model, lambda module: _logits(module, batch), TOLERANCE).to(getattr(torch, dtype))
     difference = (_logits(merged.eval(), batch) - expected).abs().max().item()
-    reading = run.kind.reading(run.task.state(), examples.texts[0], run.tokenizer)
+    # Of a LoRA adapter the base model stays what it is.
+    state = run.kind.folded(run.task, merged, run.tokenizer) if lora_rank is None else run.task.state()
+    lines = [*_loading(run, output, lora_rank), *run.kind.reading(state, examples.texts[0], run.tokenizer)]
     with _written_whole(output) as folder:
         if lora_rank is None:
             merged.save_pretrained(folder)
@@ -91,9 +93,26 @@ def merge(
             save_adapter(merged, folder)
         run.tokenizer.save_pretrained(folder)
         files = sorted(path.name for path in folder.iterdir())
-        record = {"run": str(run_folder), "difference": difference, "errors": errors, "reading": reading}
+        record = {"run": str(run_folder), "difference": difference, "errors": errors, "reading": lines}
         write_json(folder / RECORD, {**record, "files": files})
-    return Merged(output, len(batch["input_ids"]), difference, errors, reading)
+    return Merged(output, len(batch["input_ids"]), difference, errors, lines)
+
+
+def _loading(run: FinishedRun, output: Path, lora_rank: int | None) -> list[str]:
+    """Return the Python that loads what is written."""
+    if lora_rank is not None:  # as the run's own adapter is loaded, from another folder
+        lines = read_object(run.recipe.output / METRICS, ("loading_lines",))["loading_lines"]
+        return [LOADED.sub(lambda found: found.group(1) + repr(str(output)), line) for line in lines if _loads(line)]
+    auto_class = run.kind.auto_class(load_config(resolve_model(run.recipe.model))).__name__
+    return [
+        f"from transformers import {auto_class}, AutoTokenizer",
+        f"model = {auto_class}.from_pretrained({str(output)!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({str(output)!r})",
+    ]
+
+
+def _loads(line: str) -> bool:
+    return line.startswith(("from ", "model = ", "tokenizer = "))
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -138,10 +138,14 @@ def _steps(prepared: Prepared) -> dict[str, Any]:
 
 
 def _memory(recipe: Recipe, config: Any, total: int, trainable: int, tokens: int) -> int:
+    return 4 * total + 12 * trainable + activation_bytes(recipe, config, tokens)
+
+
+def activation_bytes(recipe: Recipe, config: Any, tokens: int) -> int:
+    """Return what a pass over a batch of rows of so many tokens keeps, see `outlook`."""
     width = getattr(config, "hidden_size", 0)
     layers, heads = getattr(config, "num_hidden_layers", 0), getattr(config, "num_attention_heads", 0)
     sections = [recipe.search, recipe.retrain] if recipe.method == "bidora" else [recipe.retrain]
     rows = max(section.batch_size for section in sections)
     width_of_number = 2 if recipe.precision == "bfloat16" else 4
-    activations = rows * tokens * layers * (34 * width + 5 * heads * tokens) * width_of_number // 2
-    return 4 * total + 12 * trainable + activations
+    return int(rows * tokens * layers * (34 * width + 5 * heads * tokens) * width_of_number // 2)

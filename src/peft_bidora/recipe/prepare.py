@@ -13,7 +13,7 @@ from peft_bidora.data.split import make_splits, split_hash
 from peft_bidora.data.table import Table
 from peft_bidora.data.wording import counted, suggestion, verb
 from peft_bidora.errors import DataError, Faults, RecipeError
-from peft_bidora.recipe.checks import check_trackers, check_upper_steps, check_vocabulary
+from peft_bidora.recipe.checks import check_trackers, check_upper_steps, check_vocabulary, check_writes
 from peft_bidora.recipe.files import data_files, with_glue_defaults
 from peft_bidora.recipe.options import check_read, task_options
 from peft_bidora.recipe.schema import Recipe
@@ -22,12 +22,13 @@ from peft_bidora.tasks.registry import find_task
 from peft_bidora.tasks.task import Task, TaskKind
 
 SELECTION_FRACTION = 0.1
+MOSTLY = 0.5  # of the rows of a split
 SPLITS = ("lower", "upper", "selection", "test")
 # Held-out split, splits that its rows should not be in, what they are called, and what it does if they are.
 SHARED = (
     ("upper", ("lower",), "lower", "the magnitudes are learned on what the directions have seen"),
-    ("selection", ("lower", "upper"), "training", "its metrics are a little high"),
-    ("test", ("lower", "upper"), "training", "its metrics are a little high"),
+    ("selection", ("lower", "upper"), "training", "the selection metrics are too high by it"),
+    ("test", ("lower", "upper"), "training", "the test metrics are too high by it"),
     ("test", ("selection",), "selection", "the checkpoint is chosen on rows that are scored"),
 )
 
@@ -80,10 +81,11 @@ def prepare(recipe: Recipe) -> Prepared:
     kind = faults.check(find_task, recipe.task)
     source = faults.check(resolve_model, recipe.model)
     config = source and faults.check(load_config, source)
+    writes = config is None or faults.check(_writes, recipe, config) or False
     # A hub that did not give the one is not asked for the other: each asking may take a minute.
     asked = source if config or (source and Path(source).is_dir()) else None
     tokenizer = asked and faults.check(load_tokenizer, asked)
-    tokenizer = faults.check(kind.tokenizer, tokenizer) if kind and tokenizer else None
+    tokenizer = faults.check(kind.tokenizer, tokenizer) if kind and tokenizer and writes else None
     rows = faults.check(read_rows, recipe, kind, tokenizer, config) if kind and settled else None
     targets = kind and config and faults.check(_targets, recipe, kind, config)
     max_length = config and tokenizer and faults.check(_max_length, recipe, config, tokenizer)
@@ -220,9 +222,10 @@ def _encoding_notes(kind: TaskKind, rows: Rows, tokenizer: Any, max_length: int)
 def _repeat_notes(kind: TaskKind, train: Examples, parts: dict[str, Examples]) -> list[str]:
     notes = []
     if repeated := duplicates(train):
-        fate = "repeats stay in one split" if train.groups is None else "repeats in other groups may be in other splits"
+        fate = "these stay in one split" if train.groups is None else "in other groups these may be in other splits"
         notes.append(
-            f"{counted(repeated, 'row')} of {train.source} {verb(repeated, 'repeats', 'repeat')} another one; {fate}."
+            f"{counted(repeated, 'row')} of {train.source} {verb(repeated, 'has', 'have')} the text of another one;"
+            f" {fate}."
         )
     if kind.strata(train) is None and (contradictory := conflicting(train)):
         occur = verb(contradictory, "occurs", "occur")
@@ -230,7 +233,10 @@ def _repeat_notes(kind: TaskKind, train: Examples, parts: dict[str, Examples]) -
     for held_out, others, where, effect in SHARED:
         if shared := overlap([parts[name] for name in others], parts[held_out]):
             stand = verb(shared, "stands", "stand")
-            notes.append(f"{counted(shared, f'{held_out} row')} also {stand} among the {where} rows: {effect}.")
+            if where == "training" and shared >= MOSTLY * len(parts[held_out]):
+                effect = "they tell nothing of new rows. Name others, or take them out of the train file"
+            of = f"{shared:,} of {counted(len(parts[held_out]), f'{held_out} row')}"
+            notes.append(f"{of} also {stand} among the {where} rows: {effect}.")
     return notes
 
 
@@ -239,6 +245,11 @@ def _targets(recipe: Recipe, kind: TaskKind, config: Any) -> list[str]:
 
     model = skeleton(config, kind.auto_class(config))
     return [] if recipe.method == "full" else resolve_target_modules(model, recipe.adapter.target_modules)
+
+
+def _writes(recipe: Recipe, config: Any) -> bool:
+    check_writes(recipe.model, recipe.task, config)
+    return True
 
 
 def _max_length(recipe: Recipe, config: Any, tokenizer: Any) -> int:

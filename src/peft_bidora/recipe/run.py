@@ -28,7 +28,7 @@ from peft_bidora.training.trainer import BiDoRATrainer
 logger = logging.getLogger(__name__)
 
 METRIC_KEYS = (
-    *("method", "test", "test_details", "trainable_parameters", "parameters", "seconds"),
+    *("method", "test", "test_details", "kept", "notes", "trainable_parameters", "parameters", "seconds"),
     *("peak_memory_bytes", "rows", "model", "loading_lines"),
 )
 
@@ -73,7 +73,9 @@ def _run(recipe: Recipe, resume: bool, announce: Callable[[str], None]) -> dict[
         stopwatch = Stopwatch(recipe.output / folder.SECONDS)
         trainer.add_callback(stopwatch)
         trainer.train(resume_from_checkpoint=resume)
-        return _finish(prepared, trainer, manifest, stopwatch.seconds())
+        state = trainer.state
+        kept = {"step": state.best_global_step or state.global_step, "of": state.global_step}
+        return finish(prepared, trainer, manifest, stopwatch.seconds(), _history(trainer), kept)
 
 
 def make_trainer(prepared: Prepared) -> ExactTrainer:
@@ -136,8 +138,30 @@ def _dataset(prepared: Prepared, examples: Examples) -> Any:
     return concatenate_datasets(parts) if parts else None
 
 
-def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Save the adapter first, then score the test rows; metrics.json, written last, marks the run as finished."""
+def _history(trainer: ExactTrainer) -> list[dict[str, Any]]:
+    """Return what was logged in all phases."""
+    whole: list[dict[str, Any]] | None = getattr(trainer, "log_history", None)
+    return [{"phase": "retrain", **entry} for entry in trainer.state.log_history] if whole is None else whole
+
+
+def finish(
+    prepared: Prepared,
+    trainer: ExactTrainer,
+    manifest: dict[str, Any],
+    seconds: float,
+    history: list[dict[str, Any]],
+    kept: dict[str, int] | None,
+) -> dict[str, Any]:
+    """Save the adapter first, then score the test rows; metrics.json, written last, marks the run as finished.
+
+    Args:
+        prepared: the run.
+        trainer: its model is the trained one.
+        manifest: of the run folder.
+        seconds: of training.
+        history: what was logged.
+        kept: the step whose checkpoint the model is, of how many; None for the last.
+    """
     recipe, task, output = prepared.recipe, prepared.rows.task, prepared.recipe.output
     peak = peak_memory_bytes()
     weights = folder.weights_folder(recipe)
@@ -146,11 +170,8 @@ def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any],
     else:
         save_adapter(trainer.model, weights)
     prepared.tokenizer.save_pretrained(weights)
-    history = getattr(trainer, "log_history", None)
-    if history is None:
-        history = [{"phase": "retrain", **entry} for entry in trainer.state.log_history]
     folder.write_json_lines(output / "metrics.jsonl", history)
-    scores, details = {}, {}
+    scores, details, notes = {}, {}, list[str]()
     for name in ("selection", "test"):
         part = prepared.rows.parts[name]
         if not len(part):
@@ -170,13 +191,17 @@ def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any],
         scores[name] = scores_with_intervals(task, predictions, labels, recipe.seed)
         if name == "test":
             details = task.details(predictions, labels)
-            rows = zip(part.rows, task.prediction_columns(predictions), strict=True)
-            folder.write_json_lines(output / "predictions.jsonl", ({**row, **added} for row, added in rows))
+            added = task.prediction_columns(predictions)
+            notes = _sameness(added)
+            rows = zip(part.rows, added, strict=True)
+            folder.write_json_lines(output / "predictions.jsonl", ({**row, **extra} for row, extra in rows))
     trainable, total = _parameters(trainer)
     metrics = {
         "method": recipe.method,
         **scores,
         "test_details": details,
+        "kept": kept,
+        "notes": notes,
         "trainable_parameters": trainable,
         "parameters": total,
         "seconds": seconds,
@@ -189,6 +214,19 @@ def _finish(prepared: Prepared, trainer: ExactTrainer, manifest: dict[str, Any],
     folder.write_json(output / folder.MANIFEST, {**manifest, "device": device, "seconds": seconds})
     folder.write_json(output / folder.METRICS, metrics)
     return metrics
+
+
+def _sameness(predicted: list[dict[str, Any]]) -> list[str]:
+    """Tell where every row, or every word, was given the same label: a model that has learned nothing yet."""
+    for key, what in (("predicted_label", "row"), ("predicted_tags", "word")):
+        labels = [row[key] for row in predicted if key in row]
+        given = {label for each in labels for label in ([each] if isinstance(each, str) else each)}
+        if len(given) == 1 and len(labels) > 1:
+            return [
+                f"every test {what} is predicted to be {given.pop()!r}. Train longer, raise the learning rate, or see"
+                " classification.class_weights."
+            ]
+    return []
 
 
 def loading_lines(prepared: Prepared) -> list[str]:
@@ -225,4 +263,8 @@ def _parameters(trainer: ExactTrainer) -> tuple[int, int]:
         trained = {
             name: p for name, p in named.items() if p.requires_grad or "lora_" in name or "modules_to_save" in name
         }
-    return sum(p.numel() for p in trained.values()), sum(p.numel() for p in named.values())
+    copied = ".original_module."  # PEFT keeps the untrained head beside the trained one
+    return (
+        sum(p.numel() for p in trained.values()),
+        sum(p.numel() for name, p in named.items() if copied not in name),
+    )

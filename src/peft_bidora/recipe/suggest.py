@@ -20,6 +20,7 @@ from peft_bidora.errors import DataError
 from peft_bidora.tasks.prompts import COMPLETION_NAMES, MESSAGES, PROMPT_NAMES
 
 MANY_CLASSES = 50
+NEARLY_ALL = 0.9  # of the labels: the others are taken for slips, which `check` names
 
 TEMPLATE = """\
 # A recipe for peft-bidora; any key can also be set on the command line: peft-bidora train RECIPE key=value
@@ -141,7 +142,7 @@ def _is_protein(table: Table) -> bool:
 
 def _are_numbers(values: list[object]) -> bool:
     """Whether labels are quantities: numbers with fractions, or more whole ones than classes are."""
-    numbers = [read_number(value, "") for value in values]
-    if not numbers or any(isinstance(number, Fault) for number in numbers):
+    numbers = [number for value in values if not isinstance(number := read_number(value, ""), Fault)]
+    if not numbers or len(numbers) < NEARLY_ALL * len(values):
         return False
     return any(name_of(number) is None for number in numbers) or len(set(numbers)) > MANY_CLASSES

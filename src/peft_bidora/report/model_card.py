@@ -1,7 +1,6 @@
 """The model card of a run, and its upload to the Hugging Face hub."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ METHODS = {
     "lora": "LoRA (arXiv:2106.09685)",
     "full": "full fine-tuning",
 }
-LOADED = re.compile(r"""(\.from_pretrained\()('[^']*'|"[^"]*")""")  # a folder of this machine
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -99,7 +97,9 @@ def write_model_card(run_folder: Path) -> Path:
         scores=[
             (name, *(shown(score[key]) for key in ("value", "low", "high"))) for name, score in metrics["test"].items()
         ],
-        loading=[LOADED.sub(rf"\1{recipe.push_to_hub or path.name!r}", line) for line in metrics["loading_lines"]],
+        loading=[
+            folder.LOADED.sub(rf"\1{recipe.push_to_hub or path.name!r}", line) for line in metrics["loading_lines"]
+        ],
         splits=manifest["split_sha256"],
         use_of_splits=_use_of_splits(recipe, metrics["rows"]),
         recipe=dump_recipe(_without_paths(recipe)),

@@ -51,7 +51,7 @@ def generate(
     if causal:
         ids, mask = _left_padded_prompts(inputs, tokenizer.pad_token_id)
     ends = _ends(model, tokenizer)
-    config = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    config = GenerationConfig(**written_settings(model, tokenizer, settings))
     with torch.no_grad(), _seeded(seed, ids) if config.do_sample else nullcontext():
         written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     if causal:
@@ -65,6 +65,11 @@ def generate(
         Generated(text.strip(), bool(row.any()), nats, tokens)
         for text, row, (nats, tokens) in zip(texts, ended, scored, strict=True)
     ]
+
+
+def written_settings(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of GenerationConfig by which a run writes; see `generate`."""
+    return {**settings, "eos_token_id": _ends(model, tokenizer), "pad_token_id": tokenizer.pad_token_id}
 
 
 def reference_nats(model: Any, inputs: Mapping[str, Any], *, causal: bool) -> list[tuple[float, int]]:

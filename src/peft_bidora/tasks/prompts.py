@@ -32,6 +32,7 @@ def prompt_layout(tokenizer: Any) -> Layout:
         tokenizer: writes messages as text; None where it could not be loaded.
     """
     return Layout(
+        wanted="a prompt, as text or messages,",
         text=partial(_read_prompt, tokenizer),
         label=read_references,
         text_names=PROMPT_NAMES,

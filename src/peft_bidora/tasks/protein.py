@@ -28,7 +28,9 @@ def sequence_layout(layout: Layout, options: TaskOptions, tokenizer: Any) -> Lay
     """Return the layout, its texts read as protein sequences where they are expected to be."""
     if not is_protein(options, tokenizer):
         return layout
-    return replace(layout, text=read_residues, text_names=SEQUENCE_NAMES, pair_names=PAIR_NAMES)
+    return replace(
+        layout, text=read_residues, text_names=SEQUENCE_NAMES, pair_names=PAIR_NAMES, wanted="a sequence of residues"
+    )
 
 
 def sequence_notes(options: TaskOptions, tokenizer: Any, train: Examples) -> list[str]:

@@ -16,7 +16,7 @@ from peft_bidora.tasks.logits import at_least_float32, forward
 from peft_bidora.tasks.protein import sequence_layout, sequence_notes
 from peft_bidora.tasks.regression_metrics import regression_scores
 from peft_bidora.tasks.resampling import resampled
-from peft_bidora.tasks.task import Array, Columns, TaskKind, TaskOptions
+from peft_bidora.tasks.task import Array, Columns, Task, TaskKind, TaskOptions
 from peft_bidora.tasks.truncation import text_notes
 from peft_bidora.tasks.weights import load_weights
 
@@ -150,11 +150,40 @@ def quantile_bins(examples: Examples) -> list[str]:
 
 def reading(state: dict[str, Any], texts: tuple[Any, ...], _tokenizer: Any) -> list[str]:
     """Return the Python that turns the logits of the stock model into the user's unit."""
-    return [
-        text_reading(texts),
+    numbers = [
         f"mean, standard_deviation = {state['mean']!r}, {state['standard_deviation']!r}",
         "prediction = mean + standard_deviation * model(**inputs).logits[:, 0]",
     ]
+    if (state["mean"], state["standard_deviation"]) == (0.0, 1.0):
+        numbers = ["prediction = model(**inputs).logits[:, 0]"]
+    return [
+        text_reading(texts),
+        *numbers,
+    ]
+
+
+def folded(task: Task, model: Any, _tokenizer: Any) -> dict[str, Any]:
+    """Put mean and standard deviation into the last layer of a model, if it has a bias to take the mean.
+
+    A server then gives numbers in the user's unit; a pipeline leaves them as they are.
+    """
+    import torch
+    from torch import nn
+
+    state: dict[str, Any] = task.state()
+    inside = f"{model.base_model_prefix}."
+    layers = [
+        each
+        for name, each in model.named_modules()
+        if isinstance(each, nn.Linear) and each.out_features == 1 and not name.startswith(inside)
+    ]
+    if len(layers) != 1 or layers[0].bias is None:
+        return state
+    with torch.no_grad():
+        layers[0].weight.mul_(state["standard_deviation"])
+        layers[0].bias.mul_(state["standard_deviation"]).add_(state["mean"])
+    model.config.problem_type = "regression"
+    return Regression(mean=0.0, standard_deviation=1.0).state()
 
 
 REGRESSION = TaskKind(
@@ -167,5 +196,6 @@ REGRESSION = TaskKind(
     notes=sequence_notes,
     encoding_notes=text_notes,
     reading=reading,
+    folded=folded,
     reads=frozenset({"data.sequences"}),
 )

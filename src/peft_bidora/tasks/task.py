@@ -124,6 +124,8 @@ class TaskKind:
         encoding_notes: task, tokenizer, most tokens of a row, name and rows of a split -> the same of its encoding.
         learned: rows of the train file -> the rows that are learned from; a row may become several.
         scored: rows of a selection or test split -> the rows that are scored; several may become one.
+        folded: task, merged model, tokenizer -> the state of what is left to do outside of the model; the model takes
+            over the rest: the unit of its numbers, say, or how it writes.
         tokenizer: makes a tokenizer ready for the task, in place or not; it is saved with the weights.
         reads: the keys of a recipe that this task reads and others do not.
         classes: of labelled rows, a name for each class that a row, or a word of it, has.
@@ -141,6 +143,7 @@ class TaskKind:
     encoding_notes: Callable[[Task, Any, int, str, Examples], list[str]] = lambda *_: []
     learned: Callable[[Examples], Examples] = lambda examples: examples
     scored: Callable[[Examples], Examples] = lambda examples: examples
+    folded: Callable[[Task, Any, Any], dict[str, Any]] = lambda task, *_: task.state()
     tokenizer: Callable[[Any], Any] = lambda tokenizer: tokenizer
     reads: frozenset[str] = frozenset()
     classes: Callable[[Examples], Iterable[str]] = lambda _: ()

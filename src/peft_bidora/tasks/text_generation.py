@@ -9,7 +9,7 @@ import numpy as np
 from peft_bidora.data.examples import Examples
 from peft_bidora.tasks.completions import encode_causal, encode_pairs, learned_separator, pad_right, prompt_reading
 from peft_bidora.tasks.prompts import one_row_a_prompt, one_row_a_reference, prompt_layout, split_messages
-from peft_bidora.tasks.task import Array, Columns, TaskKind, TaskOptions
+from peft_bidora.tasks.task import Array, Columns, Task, TaskKind, TaskOptions
 from peft_bidora.tasks.text_metrics import Summable, perplexity, resample, signatures, text_metrics
 from peft_bidora.tasks.truncation import cut_notes
 from peft_bidora.tasks.weights import load_weights
@@ -146,6 +146,15 @@ def reading(state: dict[str, Any], texts: tuple[Any, ...], tokenizer: Any) -> li
     ]
 
 
+def folded(task: Task, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Let a merged model write as the run does, by its generation_config.json."""
+    from peft_bidora.tasks.generating import written_settings
+
+    assert isinstance(task, TextGeneration)
+    model.generation_config.update(**written_settings(model, tokenizer, task.generation))
+    return task.state()
+
+
 def _auto_class(encoder_decoder: bool) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -161,6 +170,7 @@ TEXT_GENERATION = TaskKind(
     strata=lambda examples: [""] * len(examples),
     arrange=split_messages,
     reading=reading,
+    folded=folded,
     encoding_notes=lambda task, *encoding: cut_notes(task.separator, task.reserved, task.encoder_decoder, *encoding),
     learned=one_row_a_reference,
     scored=one_row_a_prompt,

@@ -138,6 +138,19 @@ class ExactTrainer(Trainer):
                 " checkpoints before it are kept."
             )
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Choose as Trainer does; of two evaluations that are level, the one with the lower loss."""
+        before = self.state.best_metric
+        if super()._determine_best_metric(metrics, trial):
+            return True
+        value = metrics.get(f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}")
+        loss_of = {entry["step"]: entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry}
+        best = loss_of.get(self.state.best_global_step, -math.inf)
+        if value is None or value != before or not metrics.get("eval_loss", math.inf) < best:
+            return False
+        self.state.best_global_step = self.state.global_step
+        return True
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save under the names that the modules have.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Lane:
         score: predictions and label ids of the selection rows -> metrics; None where the loss alone is measured.
         log: what was logged.
         stopped: why it was taken out of the training; None while it is in.
+        kept: the step whose values it was left with, of how many.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Lane:
     score: Callable[[EvalPrediction], dict[str, float]] | None
     log: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None
+    kept: dict[str, int] | None = None
 
     @classmethod
     def of(cls, name: str, trainer: ExactTrainer) -> "Lane":
@@ -102,31 +104,53 @@ class Lane:
         of_an_epoch: int = max(1, math.ceil(batches / args.gradient_accumulation_steps))
         return math.ceil(float(args.num_train_epochs) * of_an_epoch)
 
-    def is_better(self, metrics: Mapping[str, float], best: float | None) -> bool:
-        """Return whether metrics of the selection rows beat the best so far."""
-        value = self.chosen(metrics)
+    def is_better(self, metrics: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
+        """Return whether metrics of the selection rows beat the best so far; of two that are level, by their loss."""
         if best is None:
             return True
-        return value > best if self.arguments["retrain"].greater_is_better else value < best
+        new, old = self.chosen(metrics), self.chosen(best)
+        if new == old:
+            return metrics["loss"] < best["loss"]
+        return new > old if self.arguments["retrain"].greater_is_better else new < old
 
     def chosen(self, metrics: Mapping[str, float]) -> float:
         """Return the metric that the best checkpoint is chosen by."""
         return metrics[self.arguments["retrain"].metric_for_best_model.removeprefix("eval_")]
 
-    def measured(self, logits: Tensor, labels: Tensor) -> tuple[Any, Any]:
-        """Return what `metrics` needs of a batch: its arrays, or the sum of the loss and the tokens."""
-        if self.score is not None:
-            return logits.float().cpu().numpy(), labels.cpu().numpy()
-        tokens = (labels[:, 1:] if self.shifted else labels).ne(IGNORED).sum()
-        return self.loss(logits, labels) * tokens, tokens
-
-    def metrics(self, batches: Sequence[tuple[Any, Any]]) -> dict[str, float]:
-        """Return the metrics of the selection rows, in their order."""
+    def measured(self, logits: Tensor, labels: Tensor) -> "Measured":
+        """Return what `metrics` needs of a batch."""
+        counted = (labels[:, 1:] if self.shifted else labels).ne(IGNORED).sum() if self.score is None else len(labels)
+        loss = self.loss(logits, labels).float() * counted
         if self.score is None:
-            totals, tokens = (torch.stack(parts).sum() for parts in zip(*batches, strict=True))
-            return {"loss": (totals / tokens).item()}
-        predictions, labels = (reduce(nested_concat, parts) for parts in zip(*batches, strict=True))
-        return self.score(EvalPrediction(predictions, labels))
+            return Measured(loss, torch.as_tensor(counted))
+        return Measured(loss, torch.as_tensor(counted), logits.float().cpu().numpy(), labels.cpu().numpy())
+
+    def metrics(self, batches: Sequence["Measured"]) -> dict[str, float]:
+        """Return the metrics of the selection rows, in their order, and the loss."""
+        total, counted = (torch.stack([each[part].cpu() for each in batches]).sum() for part in (0, 1))
+        metrics = {"loss": (total / counted).item()}
+        if self.score is None:
+            return metrics
+        predictions, labels = (reduce(nested_concat, [each[part] for each in batches]) for part in (2, 3))
+        return metrics | self.score(EvalPrediction(predictions, labels))
+
+
+class Measured(NamedTuple):
+    """Of a batch of selection rows: the sum of its loss, what that is a sum over, logits and label ids."""
+
+    loss: Tensor
+    counted: Tensor
+    logits: Any = None
+    labels: Any = None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far: its step, its metrics and the values that were scored."""
+
+    step: int
+    metrics: dict[str, float]
+    values: dict[str, Tensor]
 
 
 class LanePhase:
@@ -174,7 +198,7 @@ class LanePhase:
             upper_order = RowOrder(len(lane.rows["upper"]), upper_size, upper_permutation(upper_seed))
             self.upper = UpperLevel(self.magnitude, upper_order, args, steps)
         self.settled = False
-        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.best: Best | None = None
         self.losses: list[Tensor] = []  # since they were logged
 
     @property
@@ -216,7 +240,7 @@ class LanePhase:
             "order": self.order.state_dict(),
             "upper": None if self.upper is None else self.upper.state_dict(),
             "settled": self.settled,
-            "best": self.best,
+            "best": None if self.best is None else vars(self.best),
             "losses": self.losses,
             "log": self.lane.log,
             "stopped": self.lane.stopped,
@@ -229,7 +253,8 @@ class LanePhase:
         self.order.load_state_dict(state["order"])
         if self.upper is not None:
             self.upper.load_state_dict(state["upper"])
-        self.settled, self.best, self.losses = state["settled"], state["best"], list(state["losses"])
+        self.settled, self.losses = state["settled"], list(state["losses"])
+        self.best = None if state["best"] is None else Best(**state["best"])
         self.lane.log, self.lane.stopped = list(state["log"]), state["stopped"]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
@@ -26,9 +27,9 @@ from peft_bidora.bilevel.randomness import (
 from peft_bidora.bilevel.response import Response, adam_response
 from peft_bidora.bilevel.step import descend
 from peft_bidora.bilevel.tensors import norm, scaled
-from peft_bidora.errors import NonFiniteError
+from peft_bidora.errors import CheckpointError, NonFiniteError
 from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments, estimator_for
-from peft_bidora.training.lane import Lane, LanePhase, Rows
+from peft_bidora.training.lane import Best, Lane, LanePhase, Rows
 from peft_bidora.training.upper_level import bound_estimator, estimator_options
 
 PHASES = ("search", "retrain")
@@ -48,7 +49,7 @@ def train_lanes(
     collate: Collate,
     checkpoint: Path,
     watch: Watch = lambda *_: None,
-) -> None:
+) -> float:
     """Train lanes, each to what its Trainer alone would make of it; leave the trained values in them.
 
     A lane whose loss, or the gradient of it, is not finite is stopped where it is; the others go on untouched.
@@ -59,26 +60,36 @@ def train_lanes(
         collate: pads rows into a batch.
         checkpoint: a file that is written at each `save_steps`; one that is there is gone on from.
         watch: is told the progress.
+
+    Returns:
+        the seconds of training, those before the checkpoint among them.
     """
-    state = _read(checkpoint)
+    state = read_checkpoint(checkpoint)
+    seconds = 0.0 if state is None else float(state["seconds"])
+    if state is not None:
+        for lane in lanes:
+            lane.stopped = state["stopped"][lane.name]
     for phase in PHASES:
         members = [lane for lane in lanes if phase in lane.arguments and lane.stopped is None]
         passed = state is not None and PHASES.index(phase) < PHASES.index(state["phase"])
         if not members or passed:
             continue
-        if state is not None:
-            members = [lane for lane in members if lane.name in state["lanes"]]
-        training = _Phase(model, members, phase, collate)
+        training = _Phase(model, members, phase, collate, seconds, lanes)
         if state is not None:
             training.load_state_dict(state)
             state = None
-        training.run(checkpoint, watch)
+        seconds = training.run(checkpoint, watch)
+    return seconds
 
 
 class _Phase:
     """A phase of the training of some lanes."""
 
-    def __init__(self, model: Any, lanes: Sequence[Lane], phase: str, collate: Collate) -> None:
+    def __init__(
+        self, model: Any, lanes: Sequence[Lane], phase: str, collate: Collate, seconds: float, group: Sequence[Lane]
+    ) -> None:
+        self._group = group  # those that are not in this phase too
+        self._start = perf_counter() - seconds
         self._model, self._lanes, self._phase, self._collate = model, lanes, phase, collate
         self._args = lanes[0].arguments[phase]
         self._steps, self._step = lanes[0].steps(phase), 0
@@ -97,8 +108,8 @@ class _Phase:
         self._reads_labels = bool(getattr(model.config, "is_encoder_decoder", False))  # to shift them for the decoder
         set_seed(self._args.seed + (isinstance(self._args, BiDoRAArguments) and phase == "retrain"))
 
-    def run(self, checkpoint: Path, watch: Watch) -> None:
-        """Train to the end of the phase, and leave what it found in the lanes."""
+    def run(self, checkpoint: Path, watch: Watch) -> float:
+        """Train to the end of the phase, and leave what it found in the lanes; return the seconds until now."""
         self._save(checkpoint)
         while self._step < self._steps and any(part.is_moving for part in self._parts):
             self._take_step()
@@ -111,9 +122,11 @@ class _Phase:
                 self._evaluate()
             if self._step % self._args.save_steps == 0 and not at_end:
                 self._save(checkpoint)
-            watch(self._phase, self._step, self._steps, [part.best[0] for part in self._parts if part.best])
+            best = [part.lane.chosen(part.best.metrics) for part in self._parts if part.best is not None]
+            watch(self._phase, self._step, self._steps, best)
         for index, part in enumerate(self._parts):
             self._leave(part, self._values(index))
+        return perf_counter() - self._start
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was written, with those of its lanes that are here."""
@@ -126,12 +139,13 @@ class _Phase:
         set_random_state(RandomState(state["random"], tuple(state["random_of_devices"])))
 
     def _leave(self, part: LanePhase, found: dict[str, Tensor]) -> None:
+        """Leave in a lane what the phase found: the best values, or the last; of a search the magnitudes."""
         lane = part.lane
         if self._phase == "search" and part.args.retrain_from == "initial":
             lane.values |= {name: value for name, value in found.items() if "lora_magnitude_vector" in name}
             return
-        chosen = part.args.load_best_model_at_end and self._phase == "retrain" and part.best is not None
-        lane.values = part.best[1] if chosen and part.best is not None else found
+        lane.values, step = (found, self._step) if part.best is None else (part.best.values, part.best.step)
+        lane.kept = {"step": step, "of": self._step}
 
     def _take_step(self) -> None:
         due = self._phase == "search" and (self._step + 1) % self._args.lower_steps == 0
@@ -289,9 +303,9 @@ class _Phase:
                 {"phase": self._phase, "step": self._step, **{f"eval_{name}": each for name, each in metrics.items()}}
             )
             if part.args.load_best_model_at_end and part.is_moving:
-                best = None if part.best is None else part.best[0]
+                best = None if part.best is None else part.best.metrics
                 if part.lane.is_better(metrics, best):
-                    part.best = part.lane.chosen(metrics), self._values(index)
+                    part.best = Best(self._step, metrics, self._values(index))
 
     def _values(self, index: int) -> dict[str, Tensor]:
         """Return a copy of the parameters of a lane, on the CPU."""
@@ -310,6 +324,9 @@ class _Phase:
         state = {
             "phase": self._phase,
             "step": self._step,
+            "seconds": perf_counter() - self._start,
+            "names": [lane.name for lane in self._group],
+            "stopped": {lane.name: lane.stopped for lane in self._group},
             "lanes": {part.lane.name: part.state_dict(self._values(index)) for index, part in enumerate(self._parts)},
             "random": random.cpu,
             "random_of_devices": list(random.devices),
@@ -319,10 +336,20 @@ class _Phase:
         os.replace(partial_path, path)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return what was written to a checkpoint; None where there is none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     if not path.is_file():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes torch raise
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}). Remove it: its lanes are then trained from the beginning."
+        ) from error
     return state
 
 

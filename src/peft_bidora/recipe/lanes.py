@@ -1,0 +1,299 @@
+"""A study: many runs, trained side by side where they are of one shape, each with a run folder of its own."""
+
+import gc
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peft_bidora.adapter.parameters import restore
+from peft_bidora.errors import CheckpointError, Faults, RecipeError
+from peft_bidora.recipe import folder
+from peft_bidora.recipe.lane_settings import Setting, grouped
+from peft_bidora.recipe.load import dump_recipe
+from peft_bidora.recipe.outlook import activation_bytes
+from peft_bidora.recipe.output import disk_faults, held
+from peft_bidora.recipe.prepare import Prepared, prepare
+from peft_bidora.recipe.run import finish, make_trainer
+from peft_bidora.tasks.base_model import load_config
+from peft_bidora.training.lane import Lane
+from peft_bidora.training.lanes import Watch, read_checkpoint, train_lanes
+
+logger = logging.getLogger(__name__)
+STUDY, CHECKPOINTS, STOPPED = "lanes.json", "checkpoints", "stopped.json"
+USED = 0.7  # of the memory that is free, by an estimate that is an upper bound
+BYTES_A_PARAMETER = 24  # value, gradient, two moments, and a copy of it when it is perturbed and when it is stacked
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a lane.
+
+    Args:
+        setting: what it was.
+        metrics: as in its metrics.json; None where it was stopped.
+        stopped: why it was; None where it was not.
+    """
+
+    setting: Setting
+    metrics: dict[str, Any] | None
+    stopped: str | None
+
+
+def run_lanes(
+    settings: Sequence[Setting],
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    at_once: int | None = None,
+    announce: Callable[[str], None] = logger.info,
+    watch: Watch = lambda *_: None,
+) -> list[Outcome]:
+    """Train the runs of a study, score each on its test rows and write its run folder.
+
+    Args:
+        settings: the runs; their outputs are folders in `output`.
+        output: the folder of the study.
+        resume: go on with the study that is there: finished lanes are kept, others go on from their checkpoints.
+        overwrite: replace the study that is there.
+        at_once: most lanes trained side by side; None for what fits the memory.
+        announce: takes what a user should know.
+        watch: is told the progress of the lanes that are trained.
+
+    Raises:
+        BiDoRAError: anything in recipes, data or model, before weights are loaded.
+    """
+    _check_output(output, resume, overwrite)
+    with held(output):
+        _check_output(output, resume, overwrite)
+        prepared = _prepare(settings, resume)
+        for note in dict.fromkeys(note for run in prepared.values() for note in run.rows.notes):
+            announce(note)
+        with disk_faults(output):
+            manifests = _begin(settings, prepared, output, resume)
+            waiting = _groups(prepared, output, at_once)
+            while waiting:
+                names, checkpoint = waiting.pop(0)
+                group = {name: prepared[name] for name in names}
+                try:
+                    _train(group, manifests, checkpoint, at_once, watch)
+                except (RuntimeError, MemoryError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    if len(names) < 2:
+                        raise CheckpointError(
+                            f"{names[0]} alone does not fit the memory. Lower batch_size, or data.max_length."
+                        ) from error
+                    announce(f"{len(names)} lanes do not fit the memory; they go on in two halves.")
+                    waiting[:0] = _halved(names, checkpoint)
+                except TooManyLanes as error:
+                    announce(f"{len(names)} lanes may not fit the memory; they are trained {error.fit} at a time.")
+                    waiting[:0] = _parts(names, checkpoint, error.fit)
+                finally:
+                    gc.collect()
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+        return [_outcome(setting) for setting in settings]
+
+
+class TooManyLanes(Exception):
+    """A group is larger than the memory, by the estimate.
+
+    Args:
+        fit: how many would do.
+    """
+
+    def __init__(self, fit: int) -> None:
+        super().__init__(fit)
+        self.fit = fit
+
+
+def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
+    is_study = (output / STUDY).is_file()
+    if resume and not is_study:
+        raise CheckpointError(f"output={output} holds no study to resume. Start it without --resume.")
+    if is_study and not resume and not overwrite:
+        raise RecipeError(
+            f"output={output} holds another study. Go on with it by --resume, replace it by --overwrite, or name"
+            " another output."
+        )
+    if not is_study:
+        folder.check_output(output, resume=False, overwrite=False)
+
+
+def _prepare(settings: Sequence[Setting], resume: bool) -> dict[str, Prepared]:
+    """Return each run by its name, checked; all faults are told at once."""
+    faults, prepared = Faults(), dict[str, Prepared]()
+    read: dict[str, Prepared] = {}  # runs that differ in how they train alone have the same rows
+    for setting in settings:
+        recipe = setting.recipe
+        reset = {name: type(getattr(recipe, name))() for name in ("adapter", "search", "retrain")}
+        key = dump_recipe(recipe.model_copy(update={**reset, "output": Path(), "method": "bidora"}))
+        known = read.get(key)
+        run = replace(known, recipe=recipe) if known else faults.check(prepare, recipe)
+        if run is None:
+            continue
+        read.setdefault(key, run)
+        if resume and folder.is_run(recipe.output):
+            faults.check(folder.check_same_run, run.recipe, run.rows)
+        prepared[setting.name] = run
+    faults.raise_any()
+    return prepared
+
+
+def _begin(
+    settings: Sequence[Setting], prepared: dict[str, Prepared], output: Path, resume: bool
+) -> dict[str, dict[str, Any]]:
+    """Make the folders of the study and of each run; return the manifest of each."""
+    study = {"lanes": {setting.name: setting.values for setting in settings}}
+    if resume:
+        begun = folder.read_object(output / STUDY, ("lanes",))["lanes"]
+        if missing := [name for name in begun if name not in prepared]:
+            raise CheckpointError(
+                f"The study in {output} has the lane {missing[0]} too: it is resumed with the lanes that it began with,"
+                " or more. Add it, or start anew with --overwrite."
+            )
+    else:
+        for path in (output / CHECKPOINTS).glob("*.pt"):
+            path.unlink()
+    (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    folder.write_json(output / STUDY, study)
+    manifests = {}
+    for setting in settings:
+        run_folder = setting.recipe.output
+        if resume and folder.is_run(run_folder):
+            manifests[setting.name] = folder.read_object(run_folder / folder.MANIFEST, ())
+        else:
+            manifests[setting.name] = folder.begin(prepared[setting.name])
+            (run_folder / STOPPED).unlink(missing_ok=True)
+    return manifests
+
+
+def _groups(prepared: dict[str, Prepared], output: Path, at_once: int | None) -> list[tuple[list[str], Path]]:
+    """Return the groups that are still to be trained, each with its checkpoint, begun or not."""
+    open_runs = {name: run for name, run in prepared.items() if not _is_over(run.recipe.output)}
+    begun: list[tuple[list[str], Path]] = []
+    for path in sorted((output / CHECKPOINTS).glob("*.pt")):
+        state = read_checkpoint(path)
+        names = [name for name in (state or {}).get("names", ()) if name in open_runs]
+        if names:
+            begun.append((names, path))
+            open_runs = {name: run for name, run in open_runs.items() if name not in names}
+        else:
+            path.unlink()
+    fresh = list[tuple[list[str], Path]]()
+    for names in grouped(open_runs):
+        size = at_once or len(names)
+        for start in range(0, len(names), size):
+            number = len(begun) + len(fresh)
+            while any(path.stem == str(number) for _, path in begun):
+                number += 1
+            fresh.append((names[start : start + size], output / CHECKPOINTS / f"{number}.pt"))
+    return [*begun, *fresh]
+
+
+def _train(
+    group: dict[str, Prepared],
+    manifests: dict[str, dict[str, Any]],
+    checkpoint: Path,
+    at_once: int | None,
+    watch: Watch,
+) -> None:
+    """Train a group and finish each of its runs."""
+    first = next(iter(group.values()))
+    lanes, model = _lanes(group)
+    if at_once is None and not checkpoint.is_file():
+        fit = lanes_that_fit(group, model)
+        if fit < len(lanes):
+            raise TooManyLanes(fit)
+    seconds = train_lanes(model, lanes, first.rows.task.collator(first.tokenizer), checkpoint, watch) / len(lanes)
+    del model
+    for lane in lanes:
+        run = group[lane.name]
+        if lane.stopped is not None:
+            folder.write_json(run.recipe.output / STOPPED, {"stopped": lane.stopped})
+            continue
+        trainer = make_trainer(run)
+        named = dict(trainer.model.named_parameters())
+        restore({name: named[name] for name in lane.values}, lane.values)
+        finish(run, trainer, manifests[lane.name], seconds, lane.log, lane.kept)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _lanes(group: dict[str, Prepared]) -> tuple[list[Lane], Any]:
+    """Return the lanes, and the model that computes for all of them: one with magnitudes if any has them."""
+    lanes, model, has_magnitudes = [], None, False
+    for name, run in group.items():
+        trainer = make_trainer(run)
+        lanes.append(Lane.of(name, trainer))
+        if model is None or (not has_magnitudes and run.recipe.method != "lora"):
+            model, has_magnitudes = trainer.model, run.recipe.method != "lora"
+        del trainer
+        gc.collect()
+    return lanes, model
+
+
+def lanes_that_fit(group: dict[str, Prepared], model: Any) -> int:
+    """Return how many lanes fit the memory that is free now, with the base model loaded; at least one."""
+    first = next(iter(group.values()))
+    trainable = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name or "modules_to_save" in name)
+    tokens = max(_longest(run) for run in group.values())
+    each = BYTES_A_PARAMETER * trainable + activation_bytes(first.recipe, load_config(first.source), tokens)
+    return max(1, int(USED * _free_bytes() // each))
+
+
+def _longest(run: Prepared) -> int:
+    """Return the most tokens of a row that is trained on."""
+    parts = [part for name, part in run.rows.parts.items() if name != "test" and len(part)]
+    chunks = (chunk for part in parts for chunk in part.chunks())
+    encoded = (run.rows.task.encode(chunk, run.tokenizer, run.max_length)["input_ids"] for chunk in chunks)
+    return max(len(ids) for column in encoded for ids in column)
+
+
+def _free_bytes() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    import psutil  # comes with accelerate
+
+    return int(psutil.virtual_memory().available)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    told = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in told
+
+
+def _halved(names: list[str], checkpoint: Path) -> list[tuple[list[str], Path]]:
+    return _parts(names, checkpoint, -(-len(names) // 2))
+
+
+def _parts(names: list[str], checkpoint: Path, size: int) -> list[tuple[list[str], Path]]:
+    """Return a group in parts of a size, each with a checkpoint that holds what the group's does of its lanes."""
+    state = read_checkpoint(checkpoint)
+    parts = []
+    for number, start in enumerate(range(0, len(names), size)):
+        part, path = names[start : start + size], checkpoint.with_name(f"{checkpoint.stem}-{number}.pt")
+        if state is not None:
+            lanes = {name: each for name, each in state["lanes"].items() if name in part}
+            partial = path.with_name(path.name + ".partial")
+            torch.save({**state, "lanes": lanes, "names": part}, partial)
+            os.replace(partial, path)
+        parts.append((part, path))
+    checkpoint.unlink(missing_ok=True)
+    return parts
+
+
+def _is_over(run_folder: Path) -> bool:
+    return (run_folder / folder.METRICS).is_file() or (run_folder / STOPPED).is_file()
+
+
+def _outcome(setting: Setting) -> Outcome:
+    path = setting.recipe.output
+    if (path / STOPPED).is_file():
+        return Outcome(setting, None, str(folder.read_object(path / STOPPED, ("stopped",))["stopped"]))
+    return Outcome(setting, folder.read_object(path / folder.METRICS, ()), None)
