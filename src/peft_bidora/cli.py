@@ -2,12 +2,23 @@
 
 import io
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from peft_bidora.display import print_errors, print_evaluation, print_json, print_outlook, print_run, row_progress
+from peft_bidora.display import (
+    lane_progress,
+    print_errors,
+    print_evaluation,
+    print_json,
+    print_lanes,
+    print_outlook,
+    print_run,
+    row_progress,
+)
 from peft_bidora.errors import BiDoRAError, Faults, RecipeError
 
 app = typer.Typer(
@@ -27,6 +38,11 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the killed run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in the output folder.")] = False,
+    lanes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=LIST", help="Train every combination, side by side: seed=0..15 or method=lora,dora."),
+    ] = None,
+    at_once: Annotated[int | None, typer.Option(help="Most lanes side by side, if not what fits.", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train by a recipe and score the test rows."""
@@ -34,15 +50,17 @@ def train(
 
     if resume and overwrite:
         raise RecipeError("--resume goes on with a run and --overwrite deletes it; expected one of them.")
+    if lanes:
+        _train_lanes(recipe, overrides or (), lanes, as_json, resume=resume, overwrite=overwrite, at_once=at_once)
+        return
+    if at_once is not None:
+        raise RecipeError("--at-once is of lanes; expected --lanes beside it.")
     loaded = load_recipe(recipe, overrides or ())
     _quiet_libraries()
     from peft_bidora.recipe.run import run
 
-    try:
+    with _interruptible():
         metrics = run(loaded, resume=resume, overwrite=overwrite, announce=_announce)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; go on with the same command and --resume", err=True)
-        raise typer.Exit(130) from None
     from peft_bidora.report.model_card import push_to_hub, write_model_card
 
     write_model_card(loaded.output)
@@ -205,6 +223,35 @@ def main() -> None:
     for fault in faults:
         typer.echo(f"error: {fault}", err=True)
     sys.exit(2)
+
+
+def _train_lanes(recipe: Path, overrides: Sequence[str], lanes: Sequence[str], as_json: bool, **options: Any) -> None:
+    from peft_bidora.recipe.lane_settings import load_settings
+    from peft_bidora.recipe.load import load_recipe
+
+    output, settings = load_recipe(recipe, overrides).output, load_settings(recipe, overrides, lanes)
+    _quiet_libraries()
+    from peft_bidora.recipe.lanes import run_lanes
+    from peft_bidora.report.model_card import write_model_card
+
+    with _interruptible(), lane_progress() as watch:
+        outcomes = run_lanes(settings, output, announce=_announce, watch=watch, **options)
+    for outcome in outcomes:
+        if outcome.metrics is not None:
+            write_model_card(outcome.setting.recipe.output)
+    if as_json:
+        print_json([outcome.told() for outcome in outcomes])
+    else:
+        print_lanes(output, outcomes)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; go on with the same command and --resume", err=True)
+        raise typer.Exit(130) from None
 
 
 def _announce(note: str) -> None:

@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean, median, stdev
 from typing import Any
 
 import typer
@@ -16,6 +17,7 @@ from peft_bidora.data.values import as_json
 from peft_bidora.data.wording import counted, shown, verb
 
 SHOWN_CLASSES = 20
+SHOWN_METRICS = 4  # of a lane, in its row
 
 
 def console() -> Console:
@@ -139,3 +141,58 @@ def _steps(report: Mapping[str, Any]) -> str:
 
 def _passes(report: Mapping[str, Any]) -> str:
     return f" ({report['passes_per_search_step']:g} a search step)" if "passes_per_search_step" in report else ""
+
+
+@contextmanager
+def lane_progress() -> Iterator[Callable[[str, int, int, list[float]], None]]:
+    """Give what is told how far lanes are; it draws a bar on standard error, or writes lines to a file."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[best]}"),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task("lanes", total=None, best="")
+
+        def watch(phase: str, step: int, steps: int, best: list[float]) -> None:
+            told = f"best {max(best):.4f}, median {median(best):.4f}" if best else ""
+            bar.update(task, description=phase, completed=step, total=steps, best=told)
+            if bar.disable and (step % max(1, steps // 10) == 0 or step == steps):
+                sys.stderr.write(f"{phase} step {step} of {steps}{': selection ' + told if told else ''}\n")
+
+        yield watch
+
+
+def print_lanes(folder: Path, outcomes: Sequence[Any]) -> None:
+    """Print a row for each lane, and mean and deviation over seeds where they differ in more than that."""
+    done = [outcome for outcome in outcomes if outcome.metrics is not None]
+    names = list(done[0].metrics["test"])[:SHOWN_METRICS] if done else []
+    table = Table("lane", *names, "kept step", "trained, s")
+    for outcome in outcomes:
+        if outcome.metrics is None:
+            table.add_row(outcome.setting.name, "stopped", *("" for _ in names), "")
+            continue
+        metrics = outcome.metrics
+        values = [shown(metrics["test"][name]["value"]) for name in names]
+        table.add_row(outcome.setting.name, *values, str(metrics["kept"]["step"]), f"{metrics['seconds']:.1f}")
+    console().print(table)
+    groups: dict[str, list[Any]] = {}
+    for outcome in done:
+        others = {key: value for key, value in outcome.setting.values.items() if key != "seed"}
+        groups.setdefault(",".join(f"{key}={value}" for key, value in others.items()), []).append(outcome.metrics)
+    if any(len(group) > 1 for group in groups.values()):
+        table = Table("over seeds", "lanes", *names)
+        for name, group in groups.items():
+            cells = [[metrics["test"][metric]["value"] for metrics in group] for metric in names]
+            told = [f"{mean(each):.4f} ± {stdev(each) if len(each) > 1 else 0:.4f}" for each in cells]
+            table.add_row(name or "all", str(len(group)), *told)
+        console().print(table)
+    for outcome in outcomes:
+        if outcome.stopped is not None:
+            typer.echo(f"{outcome.setting.name} was stopped: {outcome.stopped}")
+    typer.echo(f"each lane is a run folder in {folder}")

@@ -43,6 +43,11 @@ class Outcome:
     metrics: dict[str, Any] | None
     stopped: str | None
 
+    def told(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        said = {"lane": self.setting.name, "values": self.setting.values, "folder": str(self.setting.recipe.output)}
+        return {**said, "stopped": self.stopped, **(self.metrics or {})}
+
 
 def run_lanes(
     settings: Sequence[Setting],

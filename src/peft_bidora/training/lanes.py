@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,11 +36,8 @@ PHASES = ("search", "retrain")
 Collate = Callable[[list[Any]], dict[str, Any]]
 
 
-class Watch(Protocol):
-    """Is told how far the lanes are."""
-
-    def __call__(self, phase: str, step: int, steps: int, best: list[float]) -> None:
-        """Take the steps done, those of the phase and the best selection metric of each lane that has one."""
+# Takes the phase, its steps done and in all, and the best selection metric of each lane that has one.
+Watch = Callable[[str, int, int, list[float]], None]
 
 
 def train_lanes(
