@@ -43,6 +43,13 @@ def test_recipe_and_commands_of_the_readme_run(tmp_path):
     }
 
 
+def test_python_of_the_page_about_lanes_runs(tmp_path):
+    page = (ROOT / "docs/lanes.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    told = run([sys.executable, "-c", code], tmp_path)
+    assert [line.split()[0] for line in told.splitlines()] == ["seed=0", "seed=1"]
+
+
 def test_two_commands_of_the_readme_are_in_the_makefile():
     targets = re.findall(r"^make (\S+)", block("bash", "make quickstart"), flags=re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text()

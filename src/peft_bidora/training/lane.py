@@ -7,7 +7,9 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction, get_scheduler
@@ -35,7 +37,7 @@ class Lane:
         values: every trained parameter by its name, on the CPU.
         scaling: s = alpha / rank.
         decayed: names of the parameters that a weight decay is for.
-        loss: logits, labels -> the loss of a batch, as its Trainer computes it.
+        loss: logits, labels, items -> the share of some rows in the loss of a batch, as its Trainer computes it.
         shifted: whether a label is predicted by the position before it.
         score: predictions and label ids of the selection rows -> metrics; None where the loss alone is measured.
         log: what was logged.
@@ -49,7 +51,7 @@ class Lane:
     values: dict[str, Tensor]
     scaling: float
     decayed: frozenset[str]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor, float], Tensor]
     shifted: bool
     score: Callable[[EvalPrediction], dict[str, float]] | None
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -65,7 +67,7 @@ class Lane:
                 is not told from the logits.
         """
         model, args = trainer.model, trainer.args
-        if not hasattr(model, "peft_config"):
+        if not isinstance(model, PeftModel):
             raise ValueError("expected a Trainer of a PEFT model, got one that trains the base model")
         if trainer.compute_loss_func is None and not trainer.is_token_mean:
             raise ValueError("expected a Trainer with compute_loss_func, or of a model that generates text")
@@ -104,6 +106,12 @@ class Lane:
         of_an_epoch: int = max(1, math.ceil(batches / args.gradient_accumulation_steps))
         return math.ceil(float(args.num_train_epochs) * of_an_epoch)
 
+    def stop(self, where: str, what: str) -> None:
+        """Take the lane out of the training."""
+        self.stopped = self.stopped or (
+            f"{where}: {what}. Lower the learning rate, set max_grad_norm, or train in float32."
+        )
+
     def is_better(self, metrics: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
         """Return whether metrics of the selection rows beat the best so far; of two that are level, by their loss."""
         if best is None:
@@ -117,29 +125,41 @@ class Lane:
         """Return the metric that the best checkpoint is chosen by."""
         return metrics[self.arguments["retrain"].metric_for_best_model.removeprefix("eval_")]
 
-    def measured(self, logits: Tensor, labels: Tensor) -> "Measured":
-        """Return what `metrics` needs of a batch."""
-        counted = (labels[:, 1:] if self.shifted else labels).ne(IGNORED).sum() if self.score is None else len(labels)
-        loss = self.loss(logits, labels).float() * counted
-        if self.score is None:
-            return Measured(loss, torch.as_tensor(counted))
-        return Measured(loss, torch.as_tensor(counted), logits.float().cpu().numpy(), labels.cpu().numpy())
+    def items(self, rows: Sequence[Mapping[str, Any]]) -> float:
+        """Return what the loss of a batch of rows is a mean over: the labels that count, as Trainer counts them."""
+        labels = [np.asarray(row["labels"]) for row in rows]
+        return float(max(1, sum(int(((each[1:] if self.shifted else each) != IGNORED).sum()) for each in labels)))
 
-    def metrics(self, batches: Sequence["Measured"]) -> dict[str, float]:
-        """Return the metrics of the selection rows, in their order, and the loss."""
-        total, counted = (torch.stack([each[part].cpu() for each in batches]).sum() for part in (0, 1))
-        metrics = {"loss": (total / counted).item()}
+    def measured(self, logits: Tensor, labels: Tensor, rows: Sequence[Mapping[str, Any]]) -> "Measured":
+        """Return what `metrics` needs of a batch of rows."""
+        items = self.items(rows)
+        loss = self.loss(logits, labels, 1.0).item()
+        if self.score is None:
+            return Measured(loss, items)
+        return Measured(loss, items, logits.float().cpu().numpy(), labels.cpu().numpy())
+
+    def metrics(self, batches: Sequence["Measured"], order: Sequence[int]) -> dict[str, float]:
+        """Return the metrics of the selection rows, and their loss.
+
+        Args:
+            batches: one after the other.
+            order: the indices of their rows, to put them back.
+        """
+        metrics = {"loss": sum(each.loss for each in batches) / sum(each.items for each in batches)}
         if self.score is None:
             return metrics
-        predictions, labels = (reduce(nested_concat, [each[part] for each in batches]) for part in (2, 3))
-        return metrics | self.score(EvalPrediction(predictions, labels))
+        back = np.argsort(order)
+        predictions = reduce(nested_concat, [each.logits for each in batches])[back]
+        labels = reduce(nested_concat, [each.labels for each in batches])[back]
+        scores = self.score(EvalPrediction(predictions, labels))
+        return metrics | {name: float(value) for name, value in scores.items()}
 
 
 class Measured(NamedTuple):
-    """Of a batch of selection rows: the sum of its loss, what that is a sum over, logits and label ids."""
+    """Of a batch of selection rows: the sum of its loss, over how many items, logits and label ids."""
 
-    loss: Tensor
-    counted: Tensor
+    loss: float
+    items: float
     logits: Any = None
     labels: Any = None
 
@@ -268,24 +288,25 @@ def _is_trained(name: str, parameter: Tensor) -> bool:
     return parameter.requires_grad or "lora_magnitude_vector" in name
 
 
-def _loss_of(trainer: ExactTrainer, shifted: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return how a Trainer computes the loss of a batch from logits and labels."""
+def _loss_of(trainer: ExactTrainer, shifted: bool) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Return how a Trainer computes the loss from logits, labels and the items that it is a mean over."""
     compute = trainer.compute_loss_func
     if compute is not None:
-        return lambda logits, labels: compute({"logits": logits}, labels)
+        return lambda logits, labels, items: compute({"logits": logits}, labels, num_items_in_batch=items)
     return partial(_token_mean, shifted=shifted)
 
 
-def _token_mean(logits: Tensor, labels: Tensor, *, shifted: bool) -> Tensor:
-    """Return the mean over label tokens, as transformers' models that generate text compute it.
+def _token_mean(logits: Tensor, labels: Tensor, items: float, *, shifted: bool) -> Tensor:
+    """Return the share of label tokens in a mean, as transformers' models that generate text compute it.
 
     Args:
         logits: (rows, tokens, vocabulary).
         labels: (rows, tokens), -100 where none counts.
+        items: tokens that the mean is over.
         shifted: whether a token is predicted by the position before it.
     """
     if shifted:
         logits, labels = logits[:, :-1], labels[:, 1:]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / labels.ne(IGNORED).sum().clamp_min(1)
+    return total / items

@@ -1,8 +1,10 @@
 """Train lanes side by side: one pass of the base model for all, everything else each its own."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -29,10 +31,12 @@ from peft_bidora.bilevel.step import descend
 from peft_bidora.bilevel.tensors import norm, scaled
 from peft_bidora.errors import CheckpointError, NonFiniteError
 from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments, estimator_for
-from peft_bidora.training.lane import Best, Lane, LanePhase, Rows
+from peft_bidora.training.lane import Best, Lane, LanePhase, Measured, Rows
 from peft_bidora.training.upper_level import bound_estimator, estimator_options
 
 PHASES = ("search", "retrain")
+# Of all lanes in a pass: more keep a device busy, fewer are padded less.
+ROWS_ON_CPU, ROWS = 32, 2048
 Collate = Callable[[list[Any]], dict[str, Any]]
 
 
@@ -138,6 +142,8 @@ class _Phase:
     def _leave(self, part: LanePhase, found: dict[str, Tensor]) -> None:
         """Leave in a lane what the phase found: the best values, or the last; of a search the magnitudes."""
         lane = part.lane
+        if not all(bool(value.isfinite().all()) for value in found.values()):
+            lane.stop(f"{self._phase} step {self._step}", "a trained parameter is not finite")
         if self._phase == "search" and part.args.retrain_from == "initial":
             lane.values |= {name: value for name, value in found.items() if "lora_magnitude_vector" in name}
             return
@@ -149,15 +155,19 @@ class _Phase:
         estimator = estimator_for(self._args.hypergradient, bfloat16=self._bfloat16) if due else ""
         require_gradient(self._magnitude, estimator == "one-sided" or bool(self._magnitude_is_lower.any()))
         self._model.train()
-        batch = self._batch([part.next_rows() for part in self._parts])
-        state = capture_random_state()
-        losses = self._losses(*batch)
-        torch.autograd.backward(losses.sum())
+        total, replayed = torch.zeros(len(self._parts), device=self._model.device), []
+        for chunk in self._chunks([part.next_rows() for part in self._parts]):
+            loss = partial(self._losses, chunk)
+            if due:
+                replayed.append(ReplayedLoss(loss, capture_random_state()))
+            losses = loss()
+            torch.autograd.backward(losses.sum())
+            total = total + losses.detach()
         if self._regularizer is not None:
             self._regularizer.add_gradient(self._gamma, self._step)
         if due:
-            self._upper_step(estimator, ReplayedLoss(partial(self._losses, *batch), state))
-        self._lower_step(losses.detach())
+            self._upper_step(estimator, replayed)
+        self._lower_step(total)
 
     def _lower_step(self, losses: Tensor) -> None:
         """Clip the gradient of each lane by itself, and step with its own optimiser."""
@@ -174,10 +184,8 @@ class _Phase:
         found = torch.stack([losses.to(length), length]).T.tolist()  # the one transfer of a step
         for index, (part, (loss, size)) in enumerate(zip(self._parts, found, strict=True)):
             if not (abs(loss) < float("inf") and size < float("inf")):
-                part.lane.stopped = part.lane.stopped or (
-                    f"{self._phase} step {self._step + 1}: the loss is {loss:.4g}, the norm of its gradient {size:.4g};"
-                    " both must be finite. Lower the learning rate, set max_grad_norm, or train in float32."
-                )
+                what = f"the loss is {loss:.4g} and the norm of its gradient {size:.4g}; both must be finite"
+                part.lane.stop(f"{self._phase} step {self._step + 1}", what)
             if not part.is_moving:
                 continue
             part.losses.append(losses[index])
@@ -191,15 +199,15 @@ class _Phase:
         for parameter in (*self._direction, *self._magnitude):
             parameter.grad = None
 
-    def _upper_step(self, name: str, lower_loss: ReplayedLoss) -> None:
+    def _upper_step(self, name: str, lower_losses: list[ReplayedLoss]) -> None:
         taken = [parameter.grad for parameter in self._magnitude]
         for parameter in self._magnitude:
             parameter.grad = None
         require_gradient(self._magnitude, True)
-        batch = self._batch([part.next_upper_rows() for part in self._parts])
+        chunks = self._chunks([part.next_upper_rows() for part in self._parts])
         problem = BilevelProblem(
-            lower_losses=[lower_loss],
-            upper_losses=[partial(self._losses, *batch)],
+            lower_losses=lower_losses,
+            upper_losses=[partial(self._losses, chunk) for chunk in chunks],
             direction=self._direction,
             magnitude=self._magnitude,
             lower_magnitude_gradient=taken if name == "one-sided" else None,  # type: ignore[arg-type]
@@ -246,28 +254,44 @@ class _Phase:
 
         return response
 
-    def _batch(self, rows: list[list[Mapping[str, Any]]]) -> tuple[dict[str, Any], list[int]]:
-        """Return a batch of as many rows of each lane, those of a shorter one filled up, and how many each has."""
-        most = max(map(len, rows))
-        filled = [row for each in rows for row in [*each, *[each[0]] * (most - len(each))]]
+    def _chunks(self, rows: list[list[Mapping[str, Any]]]) -> list["_Chunk"]:
+        """Divide a batch into passes over rows of like length: the shortest of each lane first, then the next.
+
+        The losses of the passes add up to that of the batch, whose rows are those that each lane would draw alone.
+        """
+        items = [part.lane.items(each) for part, each in zip(self._parts, rows, strict=True)]
+        ordered = [sorted(each, key=_length) for each in rows]
+        size, most = self._rows_a_pass(), max(map(len, rows))
+        chunks = [[each[start : start + size] for each in ordered] for start in range(0, most, size)]
+        return [self._collated(chunk, items) for chunk in chunks]
+
+    def _rows_a_pass(self) -> int:
+        """Return how many rows of a lane go through the model at once."""
+        rows = ROWS_ON_CPU if self._model.device.type == "cpu" else ROWS
+        return max(1, rows // len(self._parts))
+
+    def _collated(self, rows: list[list[Mapping[str, Any]]], items: Sequence[float] = ()) -> "_Chunk":
+        """Return a batch of as many rows of each lane, those of a shorter one filled up."""
+        most, some = max(map(len, rows)), next(each[0] for each in rows if each)
+        filled = [row for each in rows for row in [*each, *[some] * (most - len(each))]]
         batch = self._collate([dict(row) for row in filled])
         device = self._model.device
         moved = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-        return moved, [len(each) for each in rows]
+        return _Chunk(moved, [len(each) for each in rows], items)
 
-    def _outputs(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _outputs(self, chunk: "_Chunk") -> tuple[Tensor, Tensor]:
         """Return logits and labels by lane, (lanes, rows, ...)."""
-        inputs = {name: value for name, value in batch.items() if name != "labels" or self._reads_labels}
-        logits, labels = self._model(**inputs)["logits"], batch["labels"]
+        inputs = {name: value for name, value in chunk.batch.items() if name != "labels" or self._reads_labels}
+        logits, labels = self._model(**inputs)["logits"], chunk.batch["labels"]
         lanes = len(self._parts)
         return logits.view(lanes, -1, *logits.shape[1:]), labels.view(lanes, -1, *labels.shape[1:])
 
-    def _losses(self, batch: dict[str, Any], counts: list[int]) -> Tensor:
-        """Return the loss of each lane, (lanes,)."""
+    def _losses(self, chunk: "_Chunk") -> Tensor:
+        """Return the share of the loss of each lane that a chunk has, (lanes,)."""
         with self._precision():
-            logits, labels = self._outputs(batch)
-            each = zip(self._parts, logits, labels, counts, strict=True)
-            return torch.stack([part.lane.loss(own[:count], of[:count]) for part, own, of, count in each])
+            logits, labels = self._outputs(chunk)
+            each = zip(self._parts, logits, labels, chunk.counts, chunk.items, strict=True)
+            return torch.stack([part.lane.loss(own[:count], of[:count], n) for part, own, of, count, n in each])
 
     def _precision(self) -> Any:
         if not self._args.bf16:
@@ -276,26 +300,33 @@ class _Phase:
 
     def _evaluate(self) -> None:
         """Score the selection rows of each lane, and keep the values that are the best so far."""
-        scored = [index for index, part in enumerate(self._parts) if "selection" in part.lane.rows]
+        scored = [
+            index
+            for index, part in enumerate(self._parts)
+            if "selection" in part.lane.rows and part.lane.stopped is None
+        ]
         if not scored:
             return
         self._model.eval()
-        gathered: list[list[Any]] = [[] for _ in self._parts]
-        size = max(1, self._args.per_device_eval_batch_size // len(self._parts), self._args.per_device_train_batch_size)
-        rows = [part.lane.rows.get("selection") or part.lane.rows["retrain"] for part in self._parts]
-        longest = max(len(rows[index]) for index in scored)
+        gathered: list[list[Measured]] = [[] for _ in self._parts]
+        rows = [_all_rows(part.lane.rows.get("selection", [])) for part in self._parts]
+        order = [sorted(range(len(each)), key=lambda row, of=each: _length(of[row])) for each in rows]  # type: ignore[misc]
+        size = self._rows_a_pass()
         with torch.no_grad(), preserved_random_state(), self._precision():
-            for start in range(0, longest, size):
-                drawn = [_slice(each, start, start + size) for each in rows]
-                batch, _ = self._batch([each or _slice(rows[0], 0, 1) for each in drawn])
-                logits, labels = self._outputs(batch)
+            for start in range(0, max(map(len, rows)), size):
+                drawn = [[each[row] for row in of[start : start + size]] for each, of in zip(rows, order, strict=True)]
+                logits, labels = self._outputs(self._collated(drawn))
                 for index in scored:
                     if count := len(drawn[index]):
                         lane = self._parts[index].lane
-                        gathered[index].append(lane.measured(logits[index][:count], labels[index][:count]))
+                        measured = lane.measured(logits[index][:count], labels[index][:count], drawn[index])
+                        gathered[index].append(measured)
         for index in scored:
             part = self._parts[index]
-            metrics = part.lane.metrics(gathered[index])
+            if not all(math.isfinite(each.loss) for each in gathered[index]):
+                part.lane.stop(f"{self._phase} step {self._step}", "the loss of the selection rows is not finite")
+                continue
+            metrics = part.lane.metrics(gathered[index], order[index])
             part.lane.log.append(
                 {"phase": self._phase, "step": self._step, **{f"eval_{name}": each for name, each in metrics.items()}}
             )
@@ -350,5 +381,24 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def _slice(rows: Rows, start: int, stop: int) -> list[Mapping[str, Any]]:
-    return [rows[index] for index in range(start, min(stop, len(rows)))]
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows that go through the model at once.
+
+    Args:
+        batch: collated, as many rows of each lane, one lane after the other.
+        counts: of each lane how many of its rows are no filling.
+        items: of each lane what the loss of its whole batch is a mean over.
+    """
+
+    batch: dict[str, Any]
+    counts: list[int]
+    items: Sequence[float]
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    return len(row["input_ids"])
+
+
+def _all_rows(rows: Rows) -> list[Mapping[str, Any]]:
+    return [rows[index] for index in range(len(rows))]
