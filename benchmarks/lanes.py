@@ -4,7 +4,8 @@
 
 A round runs one run alone and then the lanes, for each number of lanes; the ratio is that of the lanes' command to so
 many times the median run alone. All are whole commands: imports, loading, training, choosing a checkpoint on selection
-rows and scoring the test rows. Memory is the peak of a command, a lane's share what the most lanes take beyond one.
+rows and scoring the test rows. Memory is the peak of a command. Beside it stand the padded tokens of a row, drawn from
+the lengths of the train rows: in a batch of one run, in a batch of all lanes at once, and in the passes of lanes.
 """
 
 import argparse
@@ -18,10 +19,16 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from methods import RESULTS, SETS
 
+from peft_bidora.data.source import read_table
+from peft_bidora.tasks.base_model import load_tokenizer, resolve_model
+from peft_bidora.training.lanes import ROWS_ON_CPU
+
 MIB = 2**20
+BATCH = 16  # rows, the default of a recipe
 
 
 def main() -> None:
@@ -53,15 +60,46 @@ def main() -> None:
         }
         for count, runs in found.items()
     }
+    lengths = token_lengths(options)
+    for count, row in rows.items():
+        row["tokens_a_row"] = padded(lengths, count, BATCH, max(1, ROWS_ON_CPU // count))
+        row["tokens_a_row_in_one_pass"] = padded(lengths, count, BATCH, BATCH)
     settings = {**vars(options), "data_dir": None, "torch": torch.__version__}
     result = {
         "settings": settings,
         "alone_seconds": [round(run["seconds"], 1) for run in alone],
         "alone_peak_mib": round(median(run["peak_mib"] for run in alone)),
+        "alone_tokens_a_row": padded(lengths, 1, BATCH, BATCH),
+        "tokens_of_a_row": round(float(lengths.mean()), 1),
         "lanes": rows,
     }
     print(json.dumps(result, indent=2))
     (RESULTS / f"lanes-{options.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def token_lengths(options: argparse.Namespace) -> Any:
+    """Return the tokens of each train row."""
+    table = read_table(str(options.data_dir / options.set / "train.jsonl"))
+    column = next(name for name, value in table.rows[0].items() if isinstance(value, str) and name != "label")
+    tokenizer = load_tokenizer(resolve_model("builtin:minilm"))
+    return np.array([len(ids) for ids in tokenizer([row[column] for row in table.rows])["input_ids"]])
+
+
+def padded(lengths: Any, lanes: int, batch: int, rows: int) -> float:
+    """Return the mean tokens of a row with its padding, over drawn batches.
+
+    Args:
+        lengths: of all rows.
+        lanes: how many draw a batch each.
+        batch: rows of it.
+        rows: of each lane in a pass, of like length.
+    """
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(500):
+        drawn = np.sort(rng.choice(lengths, (lanes, batch)), axis=1)
+        means.append(np.mean([drawn[:, start : start + rows].max() for start in range(0, batch, rows)]))
+    return round(float(np.mean(means)), 1)
 
 
 def timed(options: argparse.Namespace, overrides: list[str], lanes: str | None = None) -> dict[str, float]:

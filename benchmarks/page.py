@@ -5,6 +5,7 @@ python benchmarks/page.py
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from defaults import table as defaults_table
@@ -35,7 +36,7 @@ rounds' own ratios.
 
 def main() -> None:
     """Write the page."""
-    parts = [INTRODUCTION, *steps(), *memory(), *runs(), *growth(), *fidelity(), *methods(), *defaults()]
+    parts = [INTRODUCTION, *steps(), *memory(), *runs(), *lanes(), *growth(), *fidelity(), *methods(), *defaults()]
     (ROOT / "docs/benchmarks.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
 
@@ -116,6 +117,33 @@ def runs() -> list[str]:
             f" {lora:.4f} (`benchmarks/run.py`).",
             "",
             table(["BiDoRA", "time to LoRA's best", "reached", "whole time", "best"], rows),
+        ]
+    return parts
+
+
+def lanes() -> list[str]:
+    """Return the tables of lanes.py."""
+    parts = []
+    for path in sorted(RESULTS.glob("lanes-*.json")):
+        found = load(path)
+        settings, alone = found["settings"], median(found["alone_seconds"])
+        rows = [
+            [
+                *(count, f"{row['seconds']:.0f}", f"{row['ratio']:.3f}", f"{row['peak_mib']:,}"),
+                *(row["tokens_a_row"], row["tokens_a_row_in_one_pass"]),
+            ]
+            for count, row in sorted(found["lanes"].items(), key=lambda item: int(item[0]))
+        ]
+        parts += [
+            f"## Lanes: {settings['set']}, {settings['rows']} train rows, {settings['threads']} CPU threads",
+            "",
+            "Whole commands of BiDoRA, loading and scoring among them: a study of lanes, and its ratio to as many runs"
+            f" alone of {alone:.0f} s and {found['alone_peak_mib']:,} MiB each (`benchmarks/lanes.py`;"
+            f" {' '.join(settings['override'])}). A row of {found['tokens_of_a_row']} tokens on average is"
+            f" padded to {found['alone_tokens_a_row']} in a run alone; beside it what it is padded to in the passes of"
+            " lanes, and what it would be in one pass of all rows.",
+            "",
+            table(["lanes", "s", "ratio", "peak, MiB", "tokens a row", "in one pass"], rows),
         ]
     return parts
 
