@@ -164,6 +164,22 @@ def test_runs_of_one_shape_are_grouped(make_recipe: Make) -> None:
         assert len({name.split("lower_steps=")[1] for name in names if "bidora" in name}) == 1
 
 
+def test_runs_of_other_estimators_or_classes_are_not_of_one_shape(make_recipe: Make, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    more = [{**row, "label": "both"} if index % 3 else row for index, row in enumerate(rows)]
+    (tmp_path / "three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
+    for lanes in (
+        ["search.xi=1.0,adam"],
+        ["data.train=train.jsonl,three.jsonl"],
+        ["search.hypergradient=exact,one-sided"],
+    ):
+        settings = load_settings(recipe, [], lanes)
+        assert list(map(len, grouped({setting.name: prepare(setting.recipe) for setting in settings}))) == [1, 1]
+    settings = load_settings(recipe, [], ["search.xi=1.0,0.5 retrain.from=initial,search adapter.alpha=2,4"])
+    assert list(map(len, grouped({setting.name: prepare(setting.recipe) for setting in settings}))) == [8]
+
+
 class Killed(Exception):
     pass
 

@@ -1,6 +1,7 @@
 """A lane becomes what its run alone becomes."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +292,9 @@ def test_trainer_whose_loss_is_not_told_from_logits_is_refused(make: Any) -> Non
     trainer.model = trainer.model.get_base_model()
     with pytest.raises(ValueError, match="a PEFT model"):
         Lane.of("name", trainer)
+
+
+def test_label_of_a_first_token_that_nothing_predicts_is_no_item(make: Any) -> None:
+    lane = Lane.of("name", make("lora", 0, "lanes"))
+    rows = [{"labels": [5, 6, -100]}, {"labels": [7, 8, 9]}]
+    assert (lane.items(rows), replace(lane, shifted=True).items(rows)) == (5, 3)
