@@ -135,6 +135,10 @@ def test_last_layer_takes_over_the_unit_where_it_has_a_bias(family: str) -> None
     config.num_labels = 1
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.fill_(0.3)
     task, inputs = Regression(mean=100.0, standard_deviation=7.0), make_batch(family)
     with torch.no_grad():
         standardised = model(**inputs).logits
