@@ -19,7 +19,7 @@ from peft_bidora.display import (
     print_run,
     row_progress,
 )
-from peft_bidora.errors import BiDoRAError, Faults, RecipeError
+from peft_bidora.errors import BiDoRAError, Faults, NonFiniteError, RecipeError
 
 app = typer.Typer(
     add_completion=False,
@@ -243,6 +243,8 @@ def _train_lanes(recipe: Path, overrides: Sequence[str], lanes: Sequence[str], a
         print_json([outcome.told() for outcome in outcomes])
     else:
         print_lanes(output, outcomes)
+    if all(outcome.metrics is None for outcome in outcomes):
+        raise NonFiniteError("Every lane was stopped, as told above. Lower the learning rates.")
 
 
 @contextmanager

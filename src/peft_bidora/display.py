@@ -160,7 +160,7 @@ def lane_progress() -> Iterator[Callable[[str, int, int, list[float]], None]]:
         task = bar.add_task("lanes", total=None, best="")
 
         def watch(phase: str, step: int, steps: int, best: list[float]) -> None:
-            told = f"best {max(best):.4f}, median {median(best):.4f}" if best else ""
+            told = f"best {best[0]:.4f}, median {median(best):.4f}" if best else ""
             bar.update(task, description=phase, completed=step, total=steps, best=told)
             if bar.disable and (step % max(1, steps // 10) == 0 or step == steps):
                 sys.stderr.write(f"{phase} step {step} of {steps}{': selection ' + told if told else ''}\n")
@@ -171,14 +171,14 @@ def lane_progress() -> Iterator[Callable[[str, int, int, list[float]], None]]:
 def print_lanes(folder: Path, outcomes: Sequence[Any]) -> None:
     """Print a row for each lane, and mean and deviation over seeds where they differ in more than that."""
     done = [outcome for outcome in outcomes if outcome.metrics is not None]
-    names = list(done[0].metrics["test"])[:SHOWN_METRICS] if done else []
+    names = list(dict.fromkeys(name for each in done for name in list(each.metrics["test"])[:SHOWN_METRICS]))
     table = Table("lane", *names, "kept step", "trained, s")
     for outcome in outcomes:
         if outcome.metrics is None:
             table.add_row(outcome.setting.name, "stopped", *("" for _ in names), "")
             continue
         metrics = outcome.metrics
-        values = [shown(metrics["test"][name]["value"]) for name in names]
+        values = [shown(metrics["test"][name]["value"]) if name in metrics["test"] else "" for name in names]
         table.add_row(outcome.setting.name, *values, str(metrics["kept"]["step"]), f"{metrics['seconds']:.1f}")
     console().print(table)
     groups: dict[str, list[Any]] = {}
@@ -188,11 +188,20 @@ def print_lanes(folder: Path, outcomes: Sequence[Any]) -> None:
     if any(len(group) > 1 for group in groups.values()):
         table = Table("over seeds", "lanes", *names)
         for name, group in groups.items():
-            cells = [[metrics["test"][metric]["value"] for metrics in group] for metric in names]
-            told = [f"{mean(each):.4f} ± {stdev(each) if len(each) > 1 else 0:.4f}" for each in cells]
+            told = [
+                _over_seeds([metrics["test"].get(metric, {}).get("value") for metrics in group]) for metric in names
+            ]
             table.add_row(name or "all", str(len(group)), *told)
         console().print(table)
     for outcome in outcomes:
         if outcome.stopped is not None:
             typer.echo(f"{outcome.setting.name} was stopped: {outcome.stopped}")
     typer.echo(f"each lane is a run folder in {folder}")
+
+
+def _over_seeds(values: list[float | None]) -> str:
+    """Return mean ± standard deviation, nothing where a value is missing."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return ""
+    return f"{mean(known):.4f} ± {stdev(known) if len(known) > 1 else 0:.4f}"

@@ -240,19 +240,23 @@ def test_killed_and_resumed_lanes_are_bit_identical(
         assert (one.log, one.kept) == (other.log, other.kept)
 
 
-def test_stopped_lane_stays_stopped_after_a_resume(make: Any, tmp_path: Path) -> None:
+def test_stopped_lane_stays_stopped_after_a_resume_and_the_others_the_same(make: Any, tmp_path: Path) -> None:
     def diverging() -> tuple[list[Lane], Any]:
-        lanes, model = lanes_of(make, ["bidora", "bidora"])
+        lanes, model = lanes_of(make, ["bidora", "bidora"], dropout=0.1)
         lanes[0].arguments["search"].learning_rate, lanes[0].arguments["search"].max_grad_norm = 1e300, 0.0
         return lanes, model
 
-    cut, model = diverging()
-    with pytest.raises(Killed):
-        train_lanes(model, cut, default_data_collator, tmp_path / "cut.pt", kill_at("retrain", 4))
-    resumed, model = diverging()
-    train_lanes(model, resumed, default_data_collator, tmp_path / "cut.pt")
-    assert resumed[0].stopped == cut[0].stopped is not None
-    assert resumed[1].stopped is None
+    whole, model = diverging()
+    train_lanes(model, whole, default_data_collator, tmp_path / "whole.pt")
+    for phase, step in (("search", 5), ("retrain", 4)):
+        cut, model = diverging()
+        with pytest.raises(Killed):
+            train_lanes(model, cut, default_data_collator, tmp_path / f"{phase}.pt", kill_at(phase, step))
+        resumed, model = diverging()
+        train_lanes(model, resumed, default_data_collator, tmp_path / f"{phase}.pt")
+        assert resumed[0].stopped == whole[0].stopped is not None
+        assert resumed[1].stopped is None
+        assert all(torch.equal(value, resumed[1].values[name]) for name, value in whole[1].values.items())
 
 
 def test_damaged_checkpoint_is_named(make: Any, tmp_path: Path) -> None:

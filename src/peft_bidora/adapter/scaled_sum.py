@@ -63,7 +63,7 @@ def shift_of(scale: Tensor, bias: Tensor | None) -> Tensor | None:
 
 def folded(lora_b: Tensor, scale: Tensor, scaling: float | Tensor) -> Tensor:
     """Return s·c ⊙ B, ([lanes,] out, r)."""
-    return lora_b * (scaling * scale)[..., None]
+    return lora_b * (scaling * scale)[..., None].to(lora_b.dtype)  # scalings of lanes are float32
 
 
 def projected(x: Tensor, lora_a: Tensor) -> Tensor:

@@ -85,12 +85,7 @@ def begin(prepared: Prepared) -> dict[str, Any]:
     """
     recipe, rows = prepared.recipe, prepared.rows
     recipe.output.mkdir(parents=True, exist_ok=True)
-    for name in WRITTEN:
-        path = recipe.output / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    clear(recipe.output)
     manifest = {
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "seed": recipe.seed,
@@ -109,6 +104,16 @@ def begin(prepared: Prepared) -> dict[str, Any]:
     write_json(recipe.output / TASK, task)
     write_text(recipe.output / RECIPE, dump_recipe(recipe))  # the last: without it a run is not resumed
     return manifest
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run wrote in a folder."""
+    for name in WRITTEN:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def check_same_run(recipe: Recipe, rows: Rows) -> dict[str, Any]:

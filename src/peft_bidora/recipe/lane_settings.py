@@ -14,9 +14,10 @@ from peft_bidora.recipe.schema import Recipe
 
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MOST = 4096  # lanes of a study
+LONGEST = 200  # bytes of a folder's name
 # What lanes of one group may differ in; all else is one pass's, or one tensor's, shape.
 FREE = {
-    *("seed", "output", "method", "data", "push_to_hub", "select_by", "classification.class_weights"),
+    *("seed", "output", "method", "data", "select_by", "classification.class_weights"),
     *("adapter.alpha", "adapter.orthogonality", "retrain.from"),
     *(
         f"{phase}.{key}"
@@ -30,6 +31,13 @@ FREE = {
             *("finite_difference_radius", "settled"),
         )
     ),
+}
+
+
+# Of these a run is not checked against model and data: those that differ in nothing else have the same rows.
+UNCHECKED = FREE - {
+    *("seed", "method", "data", "select_by", "classification.class_weights"),
+    *(f"{phase}.{key}" for phase in ("search", "retrain") for key in ("steps", "epochs")),
 }
 
 
@@ -69,11 +77,33 @@ def load_settings(path: Path, overrides: Sequence[str], lanes: Sequence[str]) ->
         recipe = faults.check(load_recipe, path, [*overrides, *(f"{k}={v}" for k, v in named.items()), output])
         if recipe is None:
             continue
-        if recipe.method == "full":
-            faults.add(RecipeError("method=full trains the base model, which lanes share. Train it by itself."))
+        for fault in _unfit(recipe):
+            faults.add(RecipeError(fault))
         settings.append(Setting(name, named, recipe))
+    folders = [setting.recipe.output.name for setting in settings]
+    for setting, folder in zip(settings, folders, strict=True):
+        if len(folder.encode()) > LONGEST:
+            faults.add(
+                RecipeError(f"--lanes: the folder {folder[:40]}… would have a name that is too long. Vary less.")
+            )
+        elif folders.count(folder) > 1:
+            faults.add(
+                RecipeError(f"--lanes: {setting.name} would share the folder {folder} with another. Rename one.")
+            )
     faults.raise_any()
     return settings
+
+
+def _unfit(recipe: Recipe) -> list[str]:
+    """Return what of a recipe lanes do not read."""
+    faults = []
+    if recipe.method == "full":
+        faults.append("method=full trains the base model, which lanes share. Train it by itself.")
+    if recipe.push_to_hub is not None:
+        faults.append("push_to_hub is of a single run. Leave it out, and push the lane that is chosen.")
+    if recipe.report_to not in ([], ["none"]):
+        faults.append("report_to is of a single run: each lane writes its metrics.jsonl. Leave it out.")
+    return faults
 
 
 def grouped(prepared: Mapping[str, Prepared]) -> list[list[str]]:
@@ -111,6 +141,7 @@ def _shape(run: Prepared, phase: str) -> str:
     shape = {
         "steps": phase_steps(getattr(recipe, phase), of_phase),
         "outputs": rows.task.outputs,
+        "labels": type(rows.task).__name__,  # one or several a row
         "max_length": run.max_length,
         "response": phase == "search" and recipe.search.xi == "adam",
         "selected": len(rows.parts["selection"]) > 0,

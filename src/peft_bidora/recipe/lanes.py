@@ -2,7 +2,7 @@
 
 import gc
 import logging
-import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +13,15 @@ import torch
 from peft_bidora.adapter.parameters import restore
 from peft_bidora.errors import CheckpointError, Faults, RecipeError
 from peft_bidora.recipe import folder
-from peft_bidora.recipe.lane_settings import Setting, grouped
-from peft_bidora.recipe.load import dump_recipe
+from peft_bidora.recipe.lane_settings import UNCHECKED, Setting, grouped
+from peft_bidora.recipe.load import flat
 from peft_bidora.recipe.outlook import activation_bytes
 from peft_bidora.recipe.output import disk_faults, held
 from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.run import finish, make_trainer
 from peft_bidora.tasks.base_model import load_config
 from peft_bidora.training.lane import Lane
-from peft_bidora.training.lanes import Watch, read_checkpoint, train_lanes
+from peft_bidora.training.lanes import Watch, read_checkpoint, rows_a_pass, train_lanes, write_checkpoint
 
 logger = logging.getLogger(__name__)
 STUDY, CHECKPOINTS, STOPPED = "lanes.json", "checkpoints", "stopped.json"
@@ -79,14 +79,15 @@ def run_lanes(
         prepared = _prepare(settings, resume)
         for note in dict.fromkeys(note for run in prepared.values() for note in run.rows.notes):
             announce(note)
-        with disk_faults(output):
+        with disk_faults(output, "--resume" if resume else "--overwrite"):
             manifests = _begin(settings, prepared, output, resume)
+        with disk_faults(output):
             waiting = _groups(prepared, output, at_once)
             while waiting:
                 names, checkpoint = waiting.pop(0)
                 group = {name: prepared[name] for name in names}
                 try:
-                    _train(group, manifests, checkpoint, at_once, watch)
+                    lanes, seconds = _train(group, checkpoint, at_once, watch)
                 except (RuntimeError, MemoryError) as error:
                     if not _is_out_of_memory(error):
                         raise
@@ -99,6 +100,9 @@ def run_lanes(
                 except TooManyLanes as error:
                     announce(f"{len(names)} lanes may not fit the memory; they are trained {error.fit} at a time.")
                     waiting[:0] = _parts(names, checkpoint, error.fit)
+                else:
+                    _finish(group, lanes, manifests, seconds)
+                    checkpoint.unlink(missing_ok=True)
                 finally:
                     gc.collect()
                     if torch.cuda.is_available():
@@ -127,24 +131,27 @@ def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
             f"output={output} holds another study. Go on with it by --resume, replace it by --overwrite, or name"
             " another output."
         )
-    if not is_study:
-        folder.check_output(output, resume=False, overwrite=False)
+    if is_study:
+        return
+    if folder.is_run(output):
+        raise RecipeError(f"output={output} holds a single run. Name another output.")
+    folder.check_output(output, resume=False, overwrite=False)
 
 
 def _prepare(settings: Sequence[Setting], resume: bool) -> dict[str, Prepared]:
     """Return each run by its name, checked; all faults are told at once."""
     faults, prepared = Faults(), dict[str, Prepared]()
-    read: dict[str, Prepared] = {}  # runs that differ in how they train alone have the same rows
+    read: dict[str, Prepared] = {}
     for setting in settings:
         recipe = setting.recipe
-        reset = {name: type(getattr(recipe, name))() for name in ("adapter", "search", "retrain")}
-        key = dump_recipe(recipe.model_copy(update={**reset, "output": Path(), "method": "bidora"}))
+        values = flat(recipe.model_dump(mode="json", by_alias=True))
+        key = repr([(name, value) for name, value in values.items() if name not in UNCHECKED])
         known = read.get(key)
         run = replace(known, recipe=recipe) if known else faults.check(prepare, recipe)
         if run is None:
             continue
         read.setdefault(key, run)
-        if resume and folder.is_run(recipe.output):
+        if resume and _is_begun(recipe.output):
             faults.check(folder.check_same_run, run.recipe, run.rows)
         prepared[setting.name] = run
     faults.raise_any()
@@ -164,19 +171,34 @@ def _begin(
                 " or more. Add it, or start anew with --overwrite."
             )
     else:
-        for path in (output / CHECKPOINTS).glob("*.pt"):
-            path.unlink()
-    (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        _clear(output)
     folder.write_json(output / STUDY, study)
+    (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     manifests = {}
     for setting in settings:
         run_folder = setting.recipe.output
-        if resume and folder.is_run(run_folder):
+        if resume and _is_begun(run_folder):
             manifests[setting.name] = folder.read_object(run_folder / folder.MANIFEST, ())
         else:
             manifests[setting.name] = folder.begin(prepared[setting.name])
             (run_folder / STOPPED).unlink(missing_ok=True)
     return manifests
+
+
+def _clear(output: Path) -> None:
+    """Remove what another study left: its checkpoints, and the runs of its lanes."""
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    for path in list(output.iterdir()) if (output / STUDY).is_file() else ():
+        if folder.is_run(path):
+            folder.clear(path)
+            (path / STOPPED).unlink(missing_ok=True)
+            if not any(path.iterdir()):
+                path.rmdir()
+
+
+def _is_begun(run_folder: Path) -> bool:
+    """Return whether a run folder is whole: its recipe is the last that is written before the training."""
+    return folder.is_run(run_folder) and (run_folder / folder.RECIPE).is_file()
 
 
 def _groups(prepared: dict[str, Prepared], output: Path, at_once: int | None) -> list[tuple[list[str], Path]]:
@@ -185,9 +207,9 @@ def _groups(prepared: dict[str, Prepared], output: Path, at_once: int | None) ->
     begun: list[tuple[list[str], Path]] = []
     for path in sorted((output / CHECKPOINTS).glob("*.pt")):
         state = read_checkpoint(path)
-        names = [name for name in (state or {}).get("names", ()) if name in open_runs]
-        if names:
-            begun.append((names, path))
+        names = [name for name in (state or {}).get("names", ()) if name in prepared]
+        if any(name in open_runs for name in names):  # with those that are finished, whose masks the others drew beside
+            begun += _parts(names, path, at_once) if at_once and at_once < len(names) else [(names, path)]
             open_runs = {name: run for name, run in open_runs.items() if name not in names}
         else:
             path.unlink()
@@ -202,42 +224,46 @@ def _groups(prepared: dict[str, Prepared], output: Path, at_once: int | None) ->
     return [*begun, *fresh]
 
 
-def _train(
-    group: dict[str, Prepared],
-    manifests: dict[str, dict[str, Any]],
-    checkpoint: Path,
-    at_once: int | None,
-    watch: Watch,
-) -> None:
-    """Train a group and finish each of its runs."""
+def _train(group: dict[str, Prepared], checkpoint: Path, at_once: int | None, watch: Watch) -> tuple[list[Lane], float]:
+    """Train a group; return its lanes, and the seconds of each."""
     first = next(iter(group.values()))
     lanes, model = _lanes(group)
     if at_once is None and not checkpoint.is_file():
         fit = lanes_that_fit(group, model)
         if fit < len(lanes):
             raise TooManyLanes(fit)
-    seconds = train_lanes(model, lanes, first.rows.task.collator(first.tokenizer), checkpoint, watch) / len(lanes)
-    del model
+    seconds = train_lanes(model, lanes, first.rows.task.collator(first.tokenizer), checkpoint, watch)
+    return lanes, seconds / len(lanes)
+
+
+def _finish(
+    group: dict[str, Prepared], lanes: Sequence[Lane], manifests: dict[str, dict[str, Any]], seconds: float
+) -> None:
+    """Score each run that is not over and write its folder."""
     for lane in lanes:
         run = group[lane.name]
+        if _is_over(run.recipe.output):
+            continue
         if lane.stopped is not None:
+            folder.write_json_lines(run.recipe.output / "metrics.jsonl", lane.log)
             folder.write_json(run.recipe.output / STOPPED, {"stopped": lane.stopped})
             continue
         trainer = make_trainer(run)
         named = dict(trainer.model.named_parameters())
         restore({name: named[name] for name in lane.values}, lane.values)
         finish(run, trainer, manifests[lane.name], seconds, lane.log, lane.kept)
-    checkpoint.unlink(missing_ok=True)
+        del trainer, named  # before the next model is loaded
 
 
 def _lanes(group: dict[str, Prepared]) -> tuple[list[Lane], Any]:
-    """Return the lanes, and the model that computes for all of them: one with magnitudes if any has them."""
-    lanes, model, has_magnitudes = [], None, False
+    """Return the lanes, and the model that computes for all of them: that of the method that asks most of it."""
+    lanes, model, asked = [], None, -1
     for name, run in group.items():
         trainer = make_trainer(run)
         lanes.append(Lane.of(name, trainer))
-        if model is None or (not has_magnitudes and run.recipe.method != "lora"):
-            model, has_magnitudes = trainer.model, run.recipe.method != "lora"
+        asks = ("lora", "dora", "bidora").index(run.recipe.method)
+        if asks > asked:
+            model, asked = trainer.model, asks
         del trainer
         gc.collect()
     return lanes, model
@@ -248,8 +274,17 @@ def lanes_that_fit(group: dict[str, Prepared], model: Any) -> int:
     first = next(iter(group.values()))
     trainable = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name or "modules_to_save" in name)
     tokens = max(_longest(run) for run in group.values())
-    each = BYTES_A_PARAMETER * trainable + activation_bytes(first.recipe, load_config(first.source), tokens)
-    return max(1, int(USED * _free_bytes() // each))
+    sections = (first.recipe.search, first.recipe.retrain)
+    batch = max(section.batch_size for section in sections)  # what `activation_bytes` is of
+    of_row = activation_bytes(first.recipe, load_config(first.source), tokens) / batch
+    whole = batch * max(section.gradient_accumulation_steps for section in sections)
+    free = USED * _free_bytes()
+
+    def fits(count: int) -> bool:
+        rows = count * min(whole, rows_a_pass(model.device, count))
+        return bool(BYTES_A_PARAMETER * trainable * count + of_row * rows <= free)
+
+    return max((count for count in range(2, len(group) + 1) if fits(count)), default=1)
 
 
 def _longest(run: Prepared) -> int:
@@ -270,7 +305,8 @@ def _free_bytes() -> int:
 
 def _is_out_of_memory(error: Exception) -> bool:
     told = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in told
+    known = ("allocate memory", "out of memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in told for words in known)
 
 
 def _halved(names: list[str], checkpoint: Path) -> list[tuple[list[str], Path]]:
@@ -285,9 +321,7 @@ def _parts(names: list[str], checkpoint: Path, size: int) -> list[tuple[list[str
         part, path = names[start : start + size], checkpoint.with_name(f"{checkpoint.stem}-{number}.pt")
         if state is not None:
             lanes = {name: each for name, each in state["lanes"].items() if name in part}
-            partial = path.with_name(path.name + ".partial")
-            torch.save({**state, "lanes": lanes, "names": part}, partial)
-            os.replace(partial, path)
+            write_checkpoint(path, {**state, "lanes": lanes, "names": part})
         parts.append((part, path))
     checkpoint.unlink(missing_ok=True)
     return parts

@@ -61,7 +61,8 @@ def disk_reason(error: Exception) -> str | None:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror or error}{where}"
     text = " ".join(str(error).split())
-    if type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and "stream" in text.lower()):
+    told_by_torch = any(word in text.lower() for word in ("stream", "inline_container"))
+    if type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and told_by_torch):
         return text[:300]
     return None
 

@@ -50,7 +50,15 @@ class ExactTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the loss as Trainer does; that of a model that generates text is its token mean · tokens / all."""
+        """Compute the loss as Trainer does; that of a model that generates text is its token mean · tokens / all.
+
+        In an evaluation the items that the loss of a batch is a mean over are counted, to take the mean over all rows.
+        """
+        if self._evaluated is not None and self.compute_loss_func is not None and "labels" in inputs:
+            items = inputs["labels"].ne(-100).sum()
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            self._evaluated.append(torch.stack([loss.detach() * items, items.to(loss)]))
+            return (loss, outputs) if return_outputs else loss
         if not self.is_token_mean or num_items_in_batch is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         tokens = self._label_tokens(inputs)
@@ -64,7 +72,7 @@ class ExactTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate as Trainer does; the loss of a model that generates text is the mean over all label tokens."""
+        """Evaluate as Trainer does; a loss is the mean over all items, not over the means of batches."""
         self._evaluated = []
         forget_constants(self.model)  # averaged weights, say, are written past the counters that the layers trust
         try:
@@ -139,7 +147,10 @@ class ExactTrainer(Trainer):
             )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Choose as Trainer does; of two evaluations that are level, the one with the lower loss."""
+        """Choose as Trainer does, among the evaluations whose model is saved; of two that are level the lower loss."""
+        at_end = self.state.global_step >= self.state.max_steps or self.control.should_training_stop
+        if self.args.save_strategy == "steps" and not (at_end or self.state.global_step % self.state.save_steps == 0):
+            return False
         before = self.state.best_metric
         if super()._determine_best_metric(metrics, trial):
             return True

@@ -40,7 +40,7 @@ ROWS_ON_CPU, ROWS = 32, 2048
 Collate = Callable[[list[Any]], dict[str, Any]]
 
 
-# Takes the phase, its steps done and in all, and the best selection metric of each lane that has one.
+# Takes the phase, its steps done and in all, and the best selection metric of each lane that has one, best first.
 Watch = Callable[[str, int, int, list[float]], None]
 
 
@@ -71,9 +71,13 @@ def train_lanes(
         for lane in lanes:
             lane.stopped = state["stopped"][lane.name]
     for phase in PHASES:
-        members = [lane for lane in lanes if phase in lane.arguments and lane.stopped is None]
-        passed = state is not None and PHASES.index(phase) < PHASES.index(state["phase"])
-        if not members or passed:
+        if state is not None and PHASES.index(phase) < PHASES.index(state["phase"]):
+            continue
+        # A lane that was stopped in this phase stays in it: without its rows the others would draw other masks.
+        of_phase = [lane for lane in lanes if phase in lane.arguments]
+        begun = {} if state is None else state["lanes"]
+        members = [lane for lane in of_phase if (lane.name in begun if begun else lane.stopped is None)]
+        if not members:
             continue
         training = _Phase(model, members, phase, collate, seconds, lanes)
         if state is not None:
@@ -81,6 +85,11 @@ def train_lanes(
             state = None
         seconds = training.run(checkpoint, watch)
     return seconds
+
+
+def rows_a_pass(device: torch.device, lanes: int) -> int:
+    """Return how many rows of a lane go through the model at once."""
+    return max(1, (ROWS_ON_CPU if device.type == "cpu" else ROWS) // lanes)
 
 
 class _Phase:
@@ -124,7 +133,9 @@ class _Phase:
             if self._step % self._args.save_steps == 0 and not at_end:
                 self._save(checkpoint)
             best = [part.lane.chosen(part.best.metrics) for part in self._parts if part.best is not None]
+            best.sort(reverse=bool(self._parts[0].args.greater_is_better))
             watch(self._phase, self._step, self._steps, best)
+        self._save(checkpoint)  # a kill after it trains nothing anew
         for index, part in enumerate(self._parts):
             self._leave(part, self._values(index))
         return perf_counter() - self._start
@@ -261,14 +272,9 @@ class _Phase:
         """
         items = [part.lane.items(each) for part, each in zip(self._parts, rows, strict=True)]
         ordered = [sorted(each, key=_length) for each in rows]
-        size, most = self._rows_a_pass(), max(map(len, rows))
+        size, most = rows_a_pass(self._model.device, len(rows)), max(map(len, rows))
         chunks = [[each[start : start + size] for each in ordered] for start in range(0, most, size)]
         return [self._collated(chunk, items) for chunk in chunks]
-
-    def _rows_a_pass(self) -> int:
-        """Return how many rows of a lane go through the model at once."""
-        rows = ROWS_ON_CPU if self._model.device.type == "cpu" else ROWS
-        return max(1, rows // len(self._parts))
 
     def _collated(self, rows: list[list[Mapping[str, Any]]], items: Sequence[float] = ()) -> "_Chunk":
         """Return a batch of as many rows of each lane, those of a shorter one filled up."""
@@ -311,7 +317,7 @@ class _Phase:
         gathered: list[list[Measured]] = [[] for _ in self._parts]
         rows = [_all_rows(part.lane.rows.get("selection", [])) for part in self._parts]
         order = [sorted(range(len(each)), key=lambda row, of=each: _length(of[row])) for each in rows]  # type: ignore[misc]
-        size = self._rows_a_pass()
+        size = rows_a_pass(self._model.device, len(self._parts))
         with torch.no_grad(), preserved_random_state(), self._precision():
             for start in range(0, max(map(len, rows)), size):
                 drawn = [[each[row] for row in of[start : start + size]] for each, of in zip(rows, order, strict=True)]
@@ -330,7 +336,8 @@ class _Phase:
             part.lane.log.append(
                 {"phase": self._phase, "step": self._step, **{f"eval_{name}": each for name, each in metrics.items()}}
             )
-            if part.args.load_best_model_at_end and part.is_moving:
+            saved = self._step == self._steps or self._step % self._args.save_steps == 0
+            if part.args.load_best_model_at_end and part.is_moving and saved:
                 best = None if part.best is None else part.best.metrics
                 if part.lane.is_better(metrics, best):
                     part.best = Best(self._step, metrics, self._values(index))
@@ -347,7 +354,6 @@ class _Phase:
         return torch.tensor(values, dtype=like.dtype, device=like.device)
 
     def _save(self, path: Path) -> None:
-        """Write the state so that a kill leaves the old file or the new one."""
         random = capture_random_state()
         state = {
             "phase": self._phase,
@@ -359,9 +365,17 @@ class _Phase:
             "random": random.cpu,
             "random_of_devices": list(random.devices),
         }
-        partial_path = path.with_name(path.name + ".partial")
-        torch.save(state, partial_path)
+        write_checkpoint(path, state)
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that a kill leaves the old file or the new one, and a full disk the old one alone."""
+    partial_path = path.with_name(path.name + ".partial")
+    try:
+        torch.save(dict(state), partial_path)
         os.replace(partial_path, path)
+    finally:
+        partial_path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
