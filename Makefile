@@ -34,6 +34,8 @@ bench: setup
 	@test -n "$(DATA)" || { echo "make bench DATA=DIR: the folder of the data sets is missing"; exit 2; }
 	$(BIN)/python -m pip install --quiet --no-deps betty-ml==0.1.1
 	$(BIN)/python benchmarks/step.py --layers 3 --threads 1 --rounds 9
+	$(BIN)/python benchmarks/step.py --layers 3 --threads 1 --rounds 9 --precision bfloat16 --name cpu-bfloat16 \
+		--only dora-peft dora-ours retrain-ours search-4-central search-1-central predict
 	$(BIN)/python benchmarks/memory.py --threads 1
 	$(BIN)/python benchmarks/scale.py steps --threads 1
 	$(BIN)/python benchmarks/scale.py runs
@@ -42,4 +44,5 @@ bench: setup
 	$(BIN)/python benchmarks/predict.py memory
 	$(BIN)/python benchmarks/predict.py speed --data-dir $(DATA)
 	$(BIN)/python benchmarks/run.py --data-dir $(DATA)
+	$(BIN)/python benchmarks/lanes.py --data-dir $(DATA) --override search.steps=60 retrain.steps=60 eval_steps=30 save_steps=30
 	$(BIN)/python benchmarks/page.py

@@ -262,7 +262,7 @@ def misses() -> str:
         " a single run of 16 rows reaches the speed of the cores already, so that lanes save padding, the start of"
         " processes and what a layer costs beside its products; they were made for devices that one run leaves idle,"
         " and none of those was at hand.",
-        f"- Under bfloat16 autocast a step with the magnitudes trained takes {coarse['dora-ours']['ratio']} of LoRA's time"
+        f"- Under bfloat16 autocast a step with magnitudes trained takes {coarse['dora-ours']['ratio']} of LoRA's time,"
         f" and with them fixed {coarse['retrain-ours']['ratio']}; the aims were 1.10 and 1.03. Products are three times"
         " as fast there, and the passes over each output are not. PEFT's DoRA takes"
         f" {coarse['dora-peft']['ratio']}.",
