@@ -20,6 +20,7 @@ from peft_bidora.recipe.lanes import run_lanes
 from peft_bidora.recipe.load import flat, load_recipe
 from peft_bidora.recipe.prepare import prepare
 from peft_bidora.recipe.run import run
+from peft_bidora.tasks.base_model import resolve_model
 
 Make = Callable[..., Path]
 
@@ -78,6 +79,25 @@ def test_lanes_are_the_runs_of_single_commands(make_recipe: Make, calm: Path, tm
         AutoModelForSequenceClassification.from_pretrained(calm, num_labels=2), str(first / "adapter")
     )
     assert stock.peft_config["default"].use_dora
+
+
+@pytest.mark.slow
+def test_lanes_of_a_real_model_are_the_runs_alone(tmp_path: Path) -> None:
+    folder = shutil.copytree(resolve_model("builtin:minilm"), tmp_path / "minilm")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    recipe = Path(__file__).parents[2] / "examples/quickstart.yaml"
+    overrides = [f"model={folder}", "search.steps=15", "retrain.steps=15", "eval_steps=5", "save_steps=5"]
+    outcomes = study(recipe, ["seed=0..1 method=lora,dora,bidora"], [*overrides, f"output={tmp_path / 'study'}"])
+    assert_as_alone(recipe, outcomes, tmp_path / "alone", overrides)
+    for number, outcome in enumerate(outcomes):
+        paths = (outcome.setting.recipe.output, tmp_path / "alone" / str(number))
+        found, expected = (
+            [json.loads(row)["predicted_label"] for row in (path / "predictions.jsonl").read_text().splitlines()]
+            for path in paths
+        )
+        assert found == expected
 
 
 @pytest.mark.parametrize(

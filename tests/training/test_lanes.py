@@ -118,7 +118,7 @@ ESTIMATORS = ["one-sided", "finite-difference", "exact", "first-order", "pbgd-fr
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_lane_of_bidora_is_the_run_alone(make: Any, estimator: str, tmp_path: Path) -> None:
-    methods, changes = ["bidora"] * 3, {"hypergradient": estimator}
+    methods, changes = ["bidora"] * 3, {"hypergradient": estimator, "max_steps": 16, "retrain_max_steps": 14}
     lanes, model = lanes_of(make, methods, **changes)
     train_lanes(model, lanes, default_data_collator, tmp_path / "lanes.pt")
     assert_same_as_alone(make, lanes, methods, **changes)
