@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback, default_data_collator
 from transformers.trainer_callback import ExportableState
 
-from peft_bidora.adapter.layer import ClosedFormDoraVariant, dora_layers
+from peft_bidora.adapter.layer import ClosedFormDoraVariant, direction_norm, dora_layers, factors_of
 from peft_bidora.bilevel.response import adam_response
 from peft_bidora.errors import CheckpointError, NonFiniteError
 from peft_bidora.training import bilevel_mixin
@@ -189,7 +189,12 @@ def test_norm_is_in_the_graph_in_the_search_alone(make_adapted, make_rows, tmp_p
 
 
 def test_outputs_are_kept_in_the_search_until_a_magnitude_is_small(make_adapted, make_rows, tmp_path, monkeypatch):
-    trainer = make_trainer(make_adapted(), make_rows, tmp_path, lower_steps=2, upper_learning_rate=1e-4)
+    model = make_adapted()
+    with torch.no_grad():
+        for _, layer, name in dora_layers(model):  # whose B is not zero: scales of 1
+            norm = direction_norm(layer, factors_of(layer, name), in_graph=False)
+            layer.lora_magnitude_vector[name].weight.copy_(norm)
+    trainer = make_trainer(model, make_rows, tmp_path, lower_steps=2, upper_learning_rate=1e-4)
     found: list[tuple[str, int, bool]] = []
     compute_loss = trainer.compute_loss
 
