@@ -25,7 +25,7 @@ from methods import RESULTS, SETS
 
 from peft_bidora.data.source import read_table
 from peft_bidora.tasks.base_model import load_tokenizer, resolve_model
-from peft_bidora.training.lanes import ROWS_ON_CPU
+from peft_bidora.training.lane_passes import ROWS_ON_CPU
 
 MIB = 2**20
 BATCH = 16  # rows, the default of a recipe

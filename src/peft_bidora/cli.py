@@ -20,6 +20,7 @@ from peft_bidora.display import (
     row_progress,
 )
 from peft_bidora.errors import BiDoRAError, Faults, NonFiniteError, RecipeError
+from peft_bidora.quiet import quiet_libraries
 
 app = typer.Typer(
     add_completion=False,
@@ -56,7 +57,7 @@ def train(
     if at_once is not None:
         raise RecipeError("--at-once is of lanes; expected --lanes beside it.")
     loaded = load_recipe(recipe, overrides or ())
-    _quiet_libraries()
+    quiet_libraries()
     from peft_bidora.recipe.run import run
 
     with _interruptible():
@@ -83,7 +84,7 @@ def check(
     from peft_bidora.recipe.load import dump_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    _quiet_libraries()
+    quiet_libraries()
     from peft_bidora.recipe.folder import check_output, is_run
     from peft_bidora.recipe.outlook import outlook, time_steps
     from peft_bidora.recipe.prepare import prepare
@@ -138,7 +139,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a finished run on its test rows or on another file."""
-    _quiet_libraries()
+    quiet_libraries()
     from peft_bidora.recipe.finished import evaluate as evaluate_run
 
     evaluation = evaluate_run(run, data)
@@ -162,7 +163,7 @@ def predict(
     overwrite: Annotated[bool, typer.Option(help="Replace the file that is there.")] = False,
 ) -> None:
     """Predict the rows of a file of any size; keep their columns and add the predictions."""
-    _quiet_libraries()
+    quiet_libraries()
     from peft_bidora.recipe.predict import predict_file
 
     target = sys.stdout.buffer if output == "-" else Path(output)
@@ -190,7 +191,7 @@ def merge(
     """Write the weights of a run merged, to serve them without PEFT."""
     if as_lora != (rank is not None):
         raise RecipeError("--as-lora and --rank go together; expected both or none of them.")
-    _quiet_libraries()
+    quiet_libraries()
     from peft_bidora.recipe.merge import merge as merge_run
 
     merged = merge_run(run, output, lora_rank=rank, dtype=dtype, overwrite=overwrite)
@@ -226,11 +227,11 @@ def main() -> None:
 
 
 def _train_lanes(recipe: Path, overrides: Sequence[str], lanes: Sequence[str], as_json: bool, **options: Any) -> None:
+    quiet_libraries()
     from peft_bidora.recipe.lane_settings import load_settings
     from peft_bidora.recipe.load import load_recipe
 
     output, settings = load_recipe(recipe, overrides).output, load_settings(recipe, overrides, lanes)
-    _quiet_libraries()
     from peft_bidora.recipe.lanes import run_lanes
     from peft_bidora.report.model_card import write_model_card
 
@@ -258,22 +259,6 @@ def _interruptible() -> Iterator[None]:
 
 def _announce(note: str) -> None:
     typer.echo(f"note: {note}", err=True)
-
-
-def _quiet_libraries() -> None:
-    import logging
-    import warnings
-
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as transformers_logging
-
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of optional kernels at every start
-    transformers_logging.disable_progress_bar()  # of a second, for each file of weights that is written
-    # peft 0.21 asks a model for an attribute that transformers 5 deprecates.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 if __name__ == "__main__":

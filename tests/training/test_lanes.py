@@ -270,7 +270,7 @@ def test_rows_of_like_length_go_together_and_the_batch_stays_whole(make: Any, tm
     """Fewer rows a pass change nothing but the padding."""
     found = []
     for rows in (1, 1000):
-        monkeypatch.setattr("peft_bidora.training.lanes.ROWS_ON_CPU", rows)
+        monkeypatch.setattr("peft_bidora.training.lane_passes.ROWS_ON_CPU", rows)
         lanes, model = lanes_of(make, ["bidora"] * 2)
         passes = count_passes(model)
         train_lanes(model, lanes, default_data_collator, tmp_path / f"{rows}.pt")

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +10,30 @@ from typing import Any
 import torch
 
 from peft_bidora.adapter.parameters import restore
-from peft_bidora.errors import CheckpointError, Faults, RecipeError
+from peft_bidora.errors import CheckpointError, Faults
 from peft_bidora.recipe import folder
-from peft_bidora.recipe.lane_settings import UNCHECKED, Setting, grouped
+from peft_bidora.recipe.lane_settings import UNCHECKED, Setting
 from peft_bidora.recipe.load import flat
 from peft_bidora.recipe.outlook import activation_bytes
 from peft_bidora.recipe.output import disk_faults, held
 from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.run import finish, make_trainer
+from peft_bidora.recipe.study_folder import (
+    STOPPED,
+    begin_study,
+    check_study,
+    divided,
+    groups_to_train,
+    halved,
+    is_begun,
+    is_over,
+)
 from peft_bidora.tasks.base_model import load_config
 from peft_bidora.training.lane import Lane
-from peft_bidora.training.lanes import Watch, read_checkpoint, rows_a_pass, train_lanes, write_checkpoint
+from peft_bidora.training.lane_passes import rows_a_pass
+from peft_bidora.training.lanes import Watch, train_lanes
 
 logger = logging.getLogger(__name__)
-STUDY, CHECKPOINTS, STOPPED = "lanes.json", "checkpoints", "stopped.json"
 USED = 0.7  # of the memory that is free, by an estimate that is an upper bound
 BYTES_A_PARAMETER = 24  # value, gradient, two moments, and a copy of it when it is perturbed and when it is stacked
 
@@ -73,16 +82,16 @@ def run_lanes(
     Raises:
         BiDoRAError: anything in recipes, data or model, before weights are loaded.
     """
-    _check_output(output, resume, overwrite)
+    check_study(output, resume, overwrite)
     with held(output):
-        _check_output(output, resume, overwrite)
+        check_study(output, resume, overwrite)
         prepared = _prepare(settings, resume)
         for note in dict.fromkeys(note for run in prepared.values() for note in run.rows.notes):
             announce(note)
         with disk_faults(output, "--resume" if resume else "--overwrite"):
-            manifests = _begin(settings, prepared, output, resume)
+            manifests = begin_study(settings, prepared, output, resume)
         with disk_faults(output):
-            waiting = _groups(prepared, output, at_once)
+            waiting = groups_to_train(prepared, output, at_once)
             while waiting:
                 names, checkpoint = waiting.pop(0)
                 group = {name: prepared[name] for name in names}
@@ -96,10 +105,10 @@ def run_lanes(
                             f"{names[0]} alone does not fit the memory. Lower batch_size, or data.max_length."
                         ) from error
                     announce(f"{len(names)} lanes do not fit the memory; they go on in two halves.")
-                    waiting[:0] = _halved(names, checkpoint)
+                    waiting[:0] = halved(names, checkpoint)
                 except TooManyLanes as error:
                     announce(f"{len(names)} lanes may not fit the memory; they are trained {error.fit} at a time.")
-                    waiting[:0] = _parts(names, checkpoint, error.fit)
+                    waiting[:0] = divided(names, checkpoint, error.fit)
                 else:
                     _finish(group, lanes, manifests, seconds)
                     checkpoint.unlink(missing_ok=True)
@@ -122,22 +131,6 @@ class TooManyLanes(Exception):
         self.fit = fit
 
 
-def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
-    is_study = (output / STUDY).is_file()
-    if resume and not is_study:
-        raise CheckpointError(f"output={output} holds no study to resume. Start it without --resume.")
-    if is_study and not resume and not overwrite:
-        raise RecipeError(
-            f"output={output} holds another study. Go on with it by --resume, replace it by --overwrite, or name"
-            " another output."
-        )
-    if is_study:
-        return
-    if folder.is_run(output):
-        raise RecipeError(f"output={output} holds a single run. Name another output.")
-    folder.check_output(output, resume=False, overwrite=False)
-
-
 def _prepare(settings: Sequence[Setting], resume: bool) -> dict[str, Prepared]:
     """Return each run by its name, checked; all faults are told at once."""
     faults, prepared = Faults(), dict[str, Prepared]()
@@ -151,77 +144,11 @@ def _prepare(settings: Sequence[Setting], resume: bool) -> dict[str, Prepared]:
         if run is None:
             continue
         read.setdefault(key, run)
-        if resume and _is_begun(recipe.output):
+        if resume and is_begun(recipe.output):
             faults.check(folder.check_same_run, run.recipe, run.rows)
         prepared[setting.name] = run
     faults.raise_any()
     return prepared
-
-
-def _begin(
-    settings: Sequence[Setting], prepared: dict[str, Prepared], output: Path, resume: bool
-) -> dict[str, dict[str, Any]]:
-    """Make the folders of the study and of each run; return the manifest of each."""
-    study = {"lanes": {setting.name: setting.values for setting in settings}}
-    if resume:
-        begun = folder.read_object(output / STUDY, ("lanes",))["lanes"]
-        if missing := [name for name in begun if name not in prepared]:
-            raise CheckpointError(
-                f"The study in {output} has the lane {missing[0]} too: it is resumed with the lanes that it began with,"
-                " or more. Add it, or start anew with --overwrite."
-            )
-    else:
-        _clear(output)
-    folder.write_json(output / STUDY, study)
-    (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    manifests = {}
-    for setting in settings:
-        run_folder = setting.recipe.output
-        if resume and _is_begun(run_folder):
-            manifests[setting.name] = folder.read_object(run_folder / folder.MANIFEST, ())
-        else:
-            manifests[setting.name] = folder.begin(prepared[setting.name])
-            (run_folder / STOPPED).unlink(missing_ok=True)
-    return manifests
-
-
-def _clear(output: Path) -> None:
-    """Remove what another study left: its checkpoints, and the runs of its lanes."""
-    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
-    for path in list(output.iterdir()) if (output / STUDY).is_file() else ():
-        if folder.is_run(path):
-            folder.clear(path)
-            (path / STOPPED).unlink(missing_ok=True)
-            if not any(path.iterdir()):
-                path.rmdir()
-
-
-def _is_begun(run_folder: Path) -> bool:
-    """Return whether a run folder is whole: its recipe is the last that is written before the training."""
-    return folder.is_run(run_folder) and (run_folder / folder.RECIPE).is_file()
-
-
-def _groups(prepared: dict[str, Prepared], output: Path, at_once: int | None) -> list[tuple[list[str], Path]]:
-    """Return the groups that are still to be trained, each with its checkpoint, begun or not."""
-    open_runs = {name: run for name, run in prepared.items() if not _is_over(run.recipe.output)}
-    begun: list[tuple[list[str], Path]] = []
-    for path in sorted((output / CHECKPOINTS).glob("*.pt")):
-        state = read_checkpoint(path)
-        names = [name for name in (state or {}).get("names", ()) if name in prepared]
-        if any(name in open_runs for name in names):  # with those that are finished, whose masks the others drew beside
-            begun += _parts(names, path, at_once) if at_once and at_once < len(names) else [(names, path)]
-            open_runs = {name: run for name, run in open_runs.items() if name not in names}
-        else:
-            path.unlink()
-    fresh = list[tuple[list[str], Path]]()
-    for names in grouped(open_runs):
-        size = at_once or len(names)
-        for start in range(0, len(names), size):
-            number = len(begun) + len(fresh)
-            while any(path.stem == str(number) for _, path in begun):
-                number += 1
-            fresh.append((names[start : start + size], output / CHECKPOINTS / f"{number}.pt"))
-    return [*begun, *fresh]
 
 
 def _train(group: dict[str, Prepared], checkpoint: Path, at_once: int | None, watch: Watch) -> tuple[list[Lane], float]:
@@ -242,7 +169,7 @@ def _finish(
     """Score each run that is not over and write its folder."""
     for lane in lanes:
         run = group[lane.name]
-        if _is_over(run.recipe.output):
+        if is_over(run.recipe.output):
             continue
         if lane.stopped is not None:
             folder.write_json_lines(run.recipe.output / "metrics.jsonl", lane.log)
@@ -307,28 +234,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     told = str(error).lower()
     known = ("allocate memory", "out of memory", "alloc_failed")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in told for words in known)
-
-
-def _halved(names: list[str], checkpoint: Path) -> list[tuple[list[str], Path]]:
-    return _parts(names, checkpoint, -(-len(names) // 2))
-
-
-def _parts(names: list[str], checkpoint: Path, size: int) -> list[tuple[list[str], Path]]:
-    """Return a group in parts of a size, each with a checkpoint that holds what the group's does of its lanes."""
-    state = read_checkpoint(checkpoint)
-    parts = []
-    for number, start in enumerate(range(0, len(names), size)):
-        part, path = names[start : start + size], checkpoint.with_name(f"{checkpoint.stem}-{number}.pt")
-        if state is not None:
-            lanes = {name: each for name, each in state["lanes"].items() if name in part}
-            write_checkpoint(path, {**state, "lanes": lanes, "names": part})
-        parts.append((part, path))
-    checkpoint.unlink(missing_ok=True)
-    return parts
-
-
-def _is_over(run_folder: Path) -> bool:
-    return (run_folder / folder.METRICS).is_file() or (run_folder / STOPPED).is_file()
 
 
 def _outcome(setting: Setting) -> Outcome:

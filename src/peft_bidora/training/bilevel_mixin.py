@@ -21,8 +21,9 @@ from peft_bidora.bilevel.hypergradient import BilevelProblem
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state, preserved_random_state
 from peft_bidora.bilevel.response import Response, adam_response
 from peft_bidora.bilevel.step import upper_step
-from peft_bidora.errors import CheckpointError, ModelError, SplitError
+from peft_bidora.errors import CheckpointError, SplitError
 from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments, estimator_for
+from peft_bidora.training.requirements import refuse_reentrant_checkpoints, require_eager_attention, sized
 from peft_bidora.training.upper_batches import Batch, UpperBatches
 from peft_bidora.training.upper_level import UpperLevel, estimator_of
 
@@ -57,17 +58,17 @@ class BilevelMixin(_AnyTrainer):
                 "optimizers: each level makes its own in each phase. Name them by args: optim, learning_rate,"
                 " upper_learning_rate, or optimizer_cls_and_kwargs for the direction."
             )
-        if upper_dataset is None or len(_sized("upper_dataset", upper_dataset)) == 0:
+        if upper_dataset is None or len(sized("upper_dataset", upper_dataset)) == 0:
             raise SplitError(
                 "upper_dataset is empty; the upper level needs rows of its own. Raise data.upper_fraction."
             )
-        if upper_dataset is _sized("train_dataset", self.train_dataset):
+        if upper_dataset is sized("train_dataset", self.train_dataset):
             raise SplitError(
                 "upper_dataset is train_dataset; the upper level must read rows that the lower level never sees. Split"
                 " them, 80 to 20, say."
             )
         if self.args.hypergradient == "exact":
-            _require_eager_attention(self.model)
+            require_eager_attention(self.model)
         use_closed_form(self.model)
         self.upper_dataset = upper_dataset
         self.levels: Levels = split_levels(self.model)
@@ -95,7 +96,7 @@ class BilevelMixin(_AnyTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Make the schedules of both levels; in the search phase the upper level starts anew."""
         if self.phase == "search":
-            _refuse_reentrant_checkpoints(self.model)
+            refuse_reentrant_checkpoints(self.model)
             if num_training_steps < self.args.lower_steps:
                 logger.warning(
                     "lower_steps=%d: the search has %d steps, so that no upper step is taken and the magnitudes stay as"
@@ -240,33 +241,3 @@ class BilevelMixin(_AnyTrainer):
                 raise CheckpointError(
                     f"{path} has no {error}: another version of this package wrote it. Resume with that, or start anew."
                 ) from error
-
-
-def _sized(name: str, rows: Any) -> Any:
-    if not hasattr(rows, "__len__"):
-        raise TypeError(
-            f"{name}: expected rows that have a length and can be read by index, got {type(rows).__name__}. Read a"
-            " stream into a list or a datasets.Dataset first."
-        )
-    return rows
-
-
-def _require_eager_attention(model: nn.Module) -> None:
-    implementation = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
-    if implementation != "eager":
-        raise ModelError(
-            f"hypergradient=exact differentiates twice, which the attention {implementation!r} does not support."
-            ' Load the model with attn_implementation="eager", or use finite-difference.'
-        )
-
-
-def _refuse_reentrant_checkpoints(model: nn.Module) -> None:
-    """What such a checkpoint holds is out of reach of `torch.autograd.grad`: the hypergradient would be zero."""
-    for module in model.modules():
-        function = getattr(module, "_gradient_checkpointing_func", None)
-        reentrant = getattr(function, "keywords", {}).get("use_reentrant", True)
-        if function is not None and getattr(module, "gradient_checkpointing", False) and reentrant is not False:
-            raise ModelError(
-                "activation checkpointing with use_reentrant=True hides the magnitudes from the upper level. Set"
-                ' activation_checkpointing_kwargs={"use_reentrant": False}.'
-            )

@@ -1,10 +1,7 @@
 """Train lanes side by side: one pass of the base model for all, everything else each its own."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -18,28 +15,21 @@ from peft_bidora.adapter.lanes import Lanes, stack_lanes
 from peft_bidora.adapter.packed import rounds_coarsely
 from peft_bidora.adapter.parameters import require_gradient
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
-from peft_bidora.bilevel.hypergradient import BilevelProblem
 from peft_bidora.bilevel.randomness import (
     RandomState,
     ReplayedLoss,
     capture_random_state,
-    preserved_random_state,
     set_random_state,
 )
-from peft_bidora.bilevel.response import Response, adam_response
-from peft_bidora.bilevel.step import descend
 from peft_bidora.bilevel.tensors import norm, scaled
-from peft_bidora.errors import CheckpointError, NonFiniteError
-from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments, estimator_for
-from peft_bidora.training.lane import Best, Lane, LanePhase, Measured, Rows
-from peft_bidora.training.upper_level import bound_estimator, estimator_options
+from peft_bidora.training.arguments import BiDoRAArguments, estimator_for
+from peft_bidora.training.lane import Lane
+from peft_bidora.training.lane_checkpoint import read_checkpoint, write_checkpoint
+from peft_bidora.training.lane_passes import Collate, LanePasses
+from peft_bidora.training.lane_phase import Best, LanePhase
+from peft_bidora.training.lane_upper import descend_lanes
 
 PHASES = ("search", "retrain")
-# Of all lanes in a pass: more keep a device busy, fewer are padded less.
-ROWS_ON_CPU, ROWS = 32, 2048
-Collate = Callable[[list[Any]], dict[str, Any]]
-
-
 # Takes the phase, its steps done and in all, and the best selection metric of each lane that has one, best first.
 Watch = Callable[[str, int, int, list[float]], None]
 
@@ -87,11 +77,6 @@ def train_lanes(
     return seconds
 
 
-def rows_a_pass(device: torch.device, lanes: int) -> int:
-    """Return how many rows of a lane go through the model at once."""
-    return max(1, (ROWS_ON_CPU if device.type == "cpu" else ROWS) // lanes)
-
-
 class _Phase:
     """A phase of the training of some lanes."""
 
@@ -100,7 +85,7 @@ class _Phase:
     ) -> None:
         self._group = group  # those that are not in this phase too
         self._start = perf_counter() - seconds
-        self._model, self._lanes, self._phase, self._collate = model, lanes, phase, collate
+        self._model, self._phase = model, phase
         self._args = lanes[0].arguments[phase]
         self._steps, self._step = lanes[0].steps(phase), 0
         values, scalings = [lane.values for lane in lanes], [lane.scaling for lane in lanes]
@@ -115,7 +100,7 @@ class _Phase:
         gammas = [part.args.orthogonality if phase == "search" else 0.0 for part in self._parts]
         self._gamma = self._vector(gammas)
         self._regularizer = OrthogonalityRegularizer(model) if any(gammas) else None
-        self._reads_labels = bool(getattr(model.config, "is_encoder_decoder", False))  # to shift them for the decoder
+        self._passes = LanePasses(model, lanes, collate, bfloat16=self._args.bf16)
         set_seed(self._args.seed + (isinstance(self._args, BiDoRAArguments) and phase == "retrain"))
 
     def run(self, checkpoint: Path, watch: Watch) -> float:
@@ -167,8 +152,8 @@ class _Phase:
         require_gradient(self._magnitude, estimator == "one-sided" or bool(self._magnitude_is_lower.any()))
         self._model.train()
         total, replayed = torch.zeros(len(self._parts), device=self._model.device), []
-        for chunk in self._chunks([part.next_rows() for part in self._parts]):
-            loss = partial(self._losses, chunk)
+        for chunk in self._passes.chunks([part.next_rows() for part in self._parts]):
+            loss = partial(self._passes.losses, chunk)
             if due:
                 replayed.append(ReplayedLoss(loss, capture_random_state()))
             losses = loss()
@@ -177,7 +162,10 @@ class _Phase:
         if self._regularizer is not None:
             self._regularizer.add_gradient(self._gamma, self._step)
         if due:
-            self._upper_step(estimator, replayed)
+            upper = self._passes.chunks([part.next_upper_rows() for part in self._parts])
+            losses_of_upper = [partial(self._passes.losses, chunk) for chunk in upper]
+            options: dict[str, Any] = {"estimator": estimator, "bfloat16": self._bfloat16, "step": self._step + 1}
+            descend_lanes(self._parts, self._stacked, replayed, losses_of_upper, **options)
         self._lower_step(total)
 
     def _lower_step(self, losses: Tensor) -> None:
@@ -210,100 +198,6 @@ class _Phase:
         for parameter in (*self._direction, *self._magnitude):
             parameter.grad = None
 
-    def _upper_step(self, name: str, lower_losses: list[ReplayedLoss]) -> None:
-        taken = [parameter.grad for parameter in self._magnitude]
-        for parameter in self._magnitude:
-            parameter.grad = None
-        require_gradient(self._magnitude, True)
-        chunks = self._chunks([part.next_upper_rows() for part in self._parts])
-        problem = BilevelProblem(
-            lower_losses=lower_losses,
-            upper_losses=[partial(self._losses, chunk) for chunk in chunks],
-            direction=self._direction,
-            magnitude=self._magnitude,
-            lower_magnitude_gradient=taken if name == "one-sided" else None,  # type: ignore[arg-type]
-            response=self._response() if self._args.xi == XI_OF_ADAM else None,
-            lanes=True,
-        )
-        told = [estimator_options(part.args, part.learning_rate(), bfloat16=self._bfloat16) for part in self._parts]
-        options = {option: self._vector([each[option] for each in told]) for option in told[0]}
-        gradient = bound_estimator(name, options)(problem)
-        require_gradient(self._magnitude, False)
-        for index, part in enumerate(self._parts):
-            if part.upper is None or not part.is_moving:
-                continue
-            of_lane = gradient.of_lane(index)
-            try:
-                descend(
-                    part.magnitude,
-                    of_lane,
-                    part.upper.optimizer,
-                    max_norm=part.args.max_grad_norm,
-                    step=self._step + 1,
-                )
-            except NonFiniteError as error:
-                part.lane.stopped = str(error)
-                continue
-            part.upper.finish_step(of_lane)
-        for parameter, added in zip(self._direction, gradient.lower or (), strict=gradient.lower is not None):
-            parameter.grad = added if parameter.grad is None else parameter.grad.add_(added)
-
-    def _response(self) -> Response:
-        """Return the responses of the lanes' own optimisers, side by side."""
-        names = list(self._stacked.direction)
-        responses = []
-        for index, part in enumerate(self._parts):
-            gradients = [
-                torch.zeros_like(p[index]) if p.grad is None else p.grad[index].clone() for p in self._direction
-            ]
-            views = [self._views[index][name] for name in names]
-            responses.append(adam_response(part.optimizer, views, gradients, max_norm=part.args.max_grad_norm))
-
-        def response(vector: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            answers = [each([part[index] for part in vector]) for index, each in enumerate(responses)]
-            return tuple(torch.stack(parts) for parts in zip(*answers, strict=True))
-
-        return response
-
-    def _chunks(self, rows: list[list[Mapping[str, Any]]]) -> list["_Chunk"]:
-        """Divide a batch into passes over rows of like length: the shortest of each lane first, then the next.
-
-        The losses of the passes add up to that of the batch, whose rows are those that each lane would draw alone.
-        """
-        items = [part.lane.items(each) for part, each in zip(self._parts, rows, strict=True)]
-        ordered = [sorted(each, key=_length) for each in rows]
-        size, most = rows_a_pass(self._model.device, len(rows)), max(map(len, rows))
-        chunks = [[each[start : start + size] for each in ordered] for start in range(0, most, size)]
-        return [self._collated(chunk, items) for chunk in chunks]
-
-    def _collated(self, rows: list[list[Mapping[str, Any]]], items: Sequence[float] = ()) -> "_Chunk":
-        """Return a batch of as many rows of each lane, those of a shorter one filled up."""
-        most, some = max(map(len, rows)), next(each[0] for each in rows if each)
-        filled = [row for each in rows for row in [*each, *[some] * (most - len(each))]]
-        batch = self._collate([dict(row) for row in filled])
-        device = self._model.device
-        moved = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-        return _Chunk(moved, [len(each) for each in rows], items)
-
-    def _outputs(self, chunk: "_Chunk") -> tuple[Tensor, Tensor]:
-        """Return logits and labels by lane, (lanes, rows, ...)."""
-        inputs = {name: value for name, value in chunk.batch.items() if name != "labels" or self._reads_labels}
-        logits, labels = self._model(**inputs)["logits"], chunk.batch["labels"]
-        lanes = len(self._parts)
-        return logits.view(lanes, -1, *logits.shape[1:]), labels.view(lanes, -1, *labels.shape[1:])
-
-    def _losses(self, chunk: "_Chunk") -> Tensor:
-        """Return the share of the loss of each lane that a chunk has, (lanes,)."""
-        with self._precision():
-            logits, labels = self._outputs(chunk)
-            each = zip(self._parts, logits, labels, chunk.counts, chunk.items, strict=True)
-            return torch.stack([part.lane.loss(own[:count], of[:count], n) for part, own, of, count, n in each])
-
-    def _precision(self) -> Any:
-        if not self._args.bf16:
-            return nullcontext()
-        return torch.autocast(self._model.device.type, torch.bfloat16)
-
     def _evaluate(self) -> None:
         """Score the selection rows of each lane, and keep the values that are the best so far."""
         scored = [
@@ -313,26 +207,14 @@ class _Phase:
         ]
         if not scored:
             return
-        self._model.eval()
-        gathered: list[list[Measured]] = [[] for _ in self._parts]
-        rows = [_all_rows(part.lane.rows.get("selection", [])) for part in self._parts]
-        order = [sorted(range(len(each)), key=lambda row, of=each: _length(of[row])) for each in rows]  # type: ignore[misc]
-        size = rows_a_pass(self._model.device, len(self._parts))
-        with torch.no_grad(), preserved_random_state(), self._precision():
-            for start in range(0, max(map(len, rows)), size):
-                drawn = [[each[row] for row in of[start : start + size]] for each, of in zip(rows, order, strict=True)]
-                logits, labels = self._outputs(self._collated(drawn))
-                for index in scored:
-                    if count := len(drawn[index]):
-                        lane = self._parts[index].lane
-                        measured = lane.measured(logits[index][:count], labels[index][:count], drawn[index])
-                        gathered[index].append(measured)
+        found = self._passes.selection(scored)
         for index in scored:
             part = self._parts[index]
-            if not all(math.isfinite(each.loss) for each in gathered[index]):
+            batches, order = found[index]
+            if not all(math.isfinite(each.loss) for each in batches):
                 part.lane.stop(f"{self._phase} step {self._step}", "the loss of the selection rows is not finite")
                 continue
-            metrics = part.lane.metrics(gathered[index], order[index])
+            metrics = part.lane.metrics(batches, order)
             part.lane.log.append(
                 {"phase": self._phase, "step": self._step, **{f"eval_{name}": each for name, each in metrics.items()}}
             )
@@ -366,53 +248,3 @@ class _Phase:
             "random_of_devices": list(random.devices),
         }
         write_checkpoint(path, state)
-
-
-def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that a kill leaves the old file or the new one, and a full disk the old one alone."""
-    partial_path = path.with_name(path.name + ".partial")
-    try:
-        torch.save(dict(state), partial_path)
-        os.replace(partial_path, path)
-    finally:
-        partial_path.unlink(missing_ok=True)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return what was written to a checkpoint; None where there is none.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    if not path.is_file():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes torch raise
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}). Remove it: its lanes are then trained from the beginning."
-        ) from error
-    return state
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Rows that go through the model at once.
-
-    Args:
-        batch: collated, as many rows of each lane, one lane after the other.
-        counts: of each lane how many of its rows are no filling.
-        items: of each lane what the loss of its whole batch is a mean over.
-    """
-
-    batch: dict[str, Any]
-    counts: list[int]
-    items: Sequence[float]
-
-
-def _length(row: Mapping[str, Any]) -> int:
-    return len(row["input_ids"])
-
-
-def _all_rows(rows: Rows) -> list[Mapping[str, Any]]:
-    return [rows[index] for index in range(len(rows))]
