@@ -286,6 +286,16 @@ def test_check_reports_faults_of_data_model_and_output_at_once(project: Project,
 
 
 @pytest.mark.usefixtures("no_weights")
+def test_check_tells_a_key_that_there_is_not_beside_faults_of_the_data(project: Project, command: Run) -> None:
+    result = command("check", project.recipe, "search.step=5", "rank=4", "data.label=nothing")
+    assert result.code == 2
+    for words in ("search.step: there is no such key", "rank: there is no such key", "nothing"):
+        assert words in result.err
+    assert result.err.count("error: ") == 3
+    result = command("check", project.recipe, "search.step=5", "eval_steps=30", "save_steps=50")
+    assert result.err.count("error: ") == 2
+
+
 def test_foreign_files_in_the_output_are_left_alone(project: Project, command: Run) -> None:
     project.output.mkdir()
     letter = project.output / "letter.txt"

@@ -81,15 +81,17 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Report every fault of a recipe and its data at once, and what the run will take; load no weights."""
-    from peft_bidora.recipe.load import dump_recipe, load_recipe
+    from peft_bidora.recipe.load import dump_recipe, read_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded, unknown = read_recipe(recipe, overrides or ())
     quiet_libraries()
     from peft_bidora.recipe.folder import check_output, is_run
     from peft_bidora.recipe.outlook import outlook, time_steps
     from peft_bidora.recipe.prepare import prepare
 
     faults = Faults()
+    if unknown:
+        faults.add(RecipeError(*unknown))
     prepared = faults.check(prepare, loaded)
     faults.check(check_output, loaded.output, resume=False, overwrite=True)
     faults.raise_any()

@@ -28,6 +28,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: one fault for each thing that is wrong.
     """
+    recipe, unknown = read_recipe(path, overrides)
+    if unknown:
+        raise RecipeError(*unknown)
+    return recipe
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
+    """Return the recipe without the keys that there are not, and a sentence for each; as `load_recipe` otherwise."""
     values = _read(path)
     faults = []
     for override in overrides:
@@ -40,9 +48,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(*faults)
     _relocate(values, path.parent)
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(values), []
     except ValidationError as error:
-        raise RecipeError(*_sentences(error)) from None
+        unknown = _sentences(error)
+        if any(fault["type"] != "extra_forbidden" for fault in error.errors()):
+            raise RecipeError(*unknown) from None
+        for fault in error.errors():
+            _remove(values, fault["loc"])
+    try:
+        return Recipe.model_validate(values), unknown
+    except ValidationError as error:
+        raise RecipeError(*unknown, *_sentences(error)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -127,6 +143,12 @@ def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
         values[key] = inner = dict(inner) if isinstance(inner, dict) else {}
         values = inner
     values[keys[-1]] = value
+
+
+def _remove(values: dict[str, Any], keys: Sequence[str | int]) -> None:
+    for key in keys[:-1]:
+        values = values[str(key)]
+    del values[str(keys[-1])]
 
 
 def _relocate(values: dict[str, Any], folder: Path) -> None:

@@ -41,7 +41,9 @@ def outlook(prepared: Prepared) -> dict[str, Any]:
     trainable = total
     if recipe.method != "full":
         use_dora = recipe.method != "lora"
-        trainable = count_trainable(model, adapter_options(recipe), use_dora=use_dora, head=head_modules(model))
+        head = head_modules(model)
+        trainable = count_trainable(model, adapter_options(recipe), use_dora=use_dora, head=head)
+        total += trainable - sum(p.numel() for name in head for p in model.get_submodule(name).parameters())
     tokens = _tokens(prepared)
     parts = prepared.rows.parts
     return {
