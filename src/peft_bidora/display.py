@@ -172,31 +172,37 @@ def print_lanes(folder: Path, outcomes: Sequence[Any]) -> None:
     """Print a row for each lane, and mean and deviation over seeds where they differ in more than that."""
     done = [outcome for outcome in outcomes if outcome.metrics is not None]
     names = list(dict.fromkeys(name for each in done for name in list(each.metrics["test"])[:SHOWN_METRICS]))
-    table = Table("lane", *names, "kept step", "trained, s")
+    keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.setting.values))
+    table = Table(*keys, *names, "kept step", "trained, s")
     for outcome in outcomes:
         if outcome.metrics is None:
-            table.add_row(outcome.setting.name, "stopped", *("" for _ in names), "")
+            table.add_row(*_values_of(outcome, keys), "stopped")
             continue
         metrics = outcome.metrics
         values = [shown(metrics["test"][name]["value"]) if name in metrics["test"] else "" for name in names]
-        table.add_row(outcome.setting.name, *values, str(metrics["kept"]["step"]), f"{metrics['seconds']:.1f}")
+        cells = [*values, str(metrics["kept"]["step"]), f"{metrics['seconds']:.1f}"]
+        table.add_row(*_values_of(outcome, keys), *cells)
     console().print(table)
-    groups: dict[str, list[Any]] = {}
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    others = [key for key in keys if key != "seed"]
     for outcome in done:
-        others = {key: value for key, value in outcome.setting.values.items() if key != "seed"}
-        groups.setdefault(",".join(f"{key}={value}" for key, value in others.items()), []).append(outcome.metrics)
+        groups.setdefault(tuple(_values_of(outcome, others)), []).append(outcome.metrics)
     if any(len(group) > 1 for group in groups.values()):
-        table = Table("over seeds", "lanes", *names)
-        for name, group in groups.items():
+        table = Table(*others, "seeds", *names, title="mean ± standard deviation over seeds")
+        for values_of_group, group in groups.items():
             told = [
                 _over_seeds([metrics["test"].get(metric, {}).get("value") for metrics in group]) for metric in names
             ]
-            table.add_row(name or "all", str(len(group)), *told)
+            table.add_row(*values_of_group, str(len(group)), *told)
         console().print(table)
     for outcome in outcomes:
         if outcome.stopped is not None:
             typer.echo(f"{outcome.setting.name} was stopped: {outcome.stopped}")
     typer.echo(f"each lane is a run folder in {folder}")
+
+
+def _values_of(outcome: Any, keys: Sequence[str]) -> list[str]:
+    return [outcome.setting.values.get(key, "") for key in keys]
 
 
 def _over_seeds(values: list[float | None]) -> str:
