@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from peft_bidora.data.source import read_table
 from peft_bidora.errors import BiDoRAError, CheckpointError
 from peft_bidora.recipe import folder
+from peft_bidora.recipe import merge as merge_module
 from peft_bidora.recipe.finished import evaluate, read_run
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.merge import merge
@@ -115,3 +117,16 @@ def test_merge_into_the_present_folder(finished: Path, tmp_path: Path, monkeypat
 def test_numbers_that_json_lacks_are_null_in_the_files_of_a_run(tmp_path: Path) -> None:
     folder.write_json_lines(tmp_path / "a.jsonl", [{"x": float("nan"), "y": [float("inf"), 1.0]}])
     assert read_table(tmp_path / "a.jsonl").rows == [{"x": None, "y": [None, 1.0]}]
+
+
+def test_logits_of_many_tokens_are_compared_at_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wide(torch.nn.Linear):
+        def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": torch.arange(500.0).view(1, 50, 10)}
+
+    model, batch = Wide(1, 1), {"input_ids": torch.zeros(1, 50)}
+    assert merge_module._logits(model, batch).shape == (1, 50, 10)
+    monkeypatch.setattr(merge_module, "MOST_LOGITS", 100)
+    found = merge_module._logits(model, batch)
+    assert found.shape == (1, 10, 10)
+    assert found[0, 1, 0] == 50  # every fifth token
