@@ -90,8 +90,7 @@ class _Phase:
         self._steps, self._step = lanes[0].steps(phase), 0
         values, scalings = [lane.values for lane in lanes], [lane.scaling for lane in lanes]
         self._stacked: Lanes = stack_lanes(model, values, scalings, norm_in_graph=phase == "search")
-        self._views = [self._stacked.of_lane(index) for index in range(len(lanes))]
-        self._parts = [LanePhase(lane, phase, views) for lane, views in zip(lanes, self._views, strict=True)]
+        self._parts = [LanePhase(lane, phase, self._stacked.of_lane(index)) for index, lane in enumerate(lanes)]
         self._direction = list(self._stacked.direction.values())
         self._magnitude = list(self._stacked.magnitude.values())
         lower = [any(name in part.lower for name in self._stacked.magnitude) for part in self._parts]
@@ -121,17 +120,17 @@ class _Phase:
             best.sort(reverse=bool(self._parts[0].args.greater_is_better))
             watch(self._phase, self._step, self._steps, best)
         self._save(checkpoint)  # a kill after it trains nothing anew
-        for index, part in enumerate(self._parts):
-            self._leave(part, self._values(index))
+        for part in self._parts:
+            self._leave(part, self._values(part))
         return perf_counter() - self._start
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was written, with those of its lanes that are here."""
         self._step = state["step"]
-        for part, views in zip(self._parts, self._views, strict=True):
+        for part in self._parts:
             of_lane = state["lanes"][part.lane.name]
             for name, value in of_lane["values"].items():
-                views[name].copy_(value)
+                part.views[name].copy_(value)
             part.load_state_dict(of_lane)
         set_random_state(RandomState(state["random"], tuple(state["random_of_devices"])))
 
@@ -170,8 +169,7 @@ class _Phase:
 
     def _lower_step(self, losses: Tensor) -> None:
         """Clip the gradient of each lane by itself, and step with its own optimiser."""
-        trained = {**self._stacked.direction}
-        gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
+        gradients = {name: p.grad for name, p in self._stacked.direction.items() if p.grad is not None}
         lower = self._magnitude_is_lower.to(losses.dtype)
         for name, parameter in self._stacked.magnitude.items():
             if parameter.grad is not None:
@@ -189,7 +187,7 @@ class _Phase:
                 continue
             part.losses.append(losses[index])
             for name in part.lower:
-                self._views[index][name].grad = clipped[name][index] if name in clipped else None
+                part.views[name].grad = clipped[name][index] if name in clipped else None
             part.optimizer.step()
             part.optimizer.zero_grad()
             part.scheduler.step()
@@ -222,11 +220,11 @@ class _Phase:
             if part.args.load_best_model_at_end and part.is_moving and saved:
                 best = None if part.best is None else part.best.metrics
                 if part.lane.is_better(metrics, best):
-                    part.best = Best(self._step, metrics, self._values(index))
+                    part.best = Best(self._step, metrics, self._values(part))
 
-    def _values(self, index: int) -> dict[str, Tensor]:
+    def _values(self, part: LanePhase) -> dict[str, Tensor]:
         """Return a copy of the parameters of a lane, on the CPU."""
-        return {name: self._views[index][name].to("cpu", copy=True) for name in self._parts[index].lane.values}
+        return {name: part.views[name].to("cpu", copy=True) for name in part.lane.values}
 
     def _vector(self, values: Sequence[float | bool]) -> Tensor:
         """Return one number a lane, (lanes,), in the precision of the parameters; bools as they are."""
@@ -243,7 +241,7 @@ class _Phase:
             "seconds": perf_counter() - self._start,
             "names": [lane.name for lane in self._group],
             "stopped": {lane.name: lane.stopped for lane in self._group},
-            "lanes": {part.lane.name: part.state_dict(self._values(index)) for index, part in enumerate(self._parts)},
+            "lanes": {part.lane.name: part.state_dict(self._values(part)) for part in self._parts},
             "random": random.cpu,
             "random_of_devices": list(random.devices),
         }
