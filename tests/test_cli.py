@@ -623,6 +623,13 @@ def test_one_class_for_all_rows_is_noted(project: Project, command: Run) -> None
     assert ("note: every test row is predicted to be" in result.out) == same
 
 
+def test_study_whose_lanes_were_all_stopped_is_an_error(project: Project, command: Run) -> None:
+    options = ("method=lora", "retrain.learning_rate=1e38", "retrain.max_grad_norm=0", "--lanes", "seed=0..1")
+    result = command("train", project.recipe, *options)
+    assert result.code == 2
+    assert "Every lane was stopped" in result.err
+
+
 def test_check_of_a_recipe_that_was_trained_tells_so_and_all_else(copied: Project, command: Run) -> None:
     told = command("check", copied.recipe)
     assert told.code == 0, told.err

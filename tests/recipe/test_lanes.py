@@ -358,6 +358,19 @@ def test_loss_that_breaks_a_tie_is_the_mean_over_words(make_recipe: Make, calm: 
 def test_lanes_that_differentiate_twice_compute_with_eager_attention(make_recipe: Make) -> None:
     outcomes = study(make_recipe(search__hypergradient="exact"), ["method=lora,dora,bidora"])
     assert all(outcome.metrics is not None for outcome in outcomes)
+    settings = load_settings(make_recipe(search__hypergradient="exact"), [], ["method=lora,dora,bidora"])
+    _, model = lanes_module._lanes({setting.name: prepare(setting.recipe) for setting in settings})
+    assert model.config._attn_implementation == "eager"
+
+
+def test_one_label_a_row_and_several_are_not_of_one_shape(make_recipe: Make, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    several = [{**row, "label": [row["label"]]} for row in rows]
+    (tmp_path / "several.jsonl").write_text("".join(json.dumps(row) + "\n" for row in several))
+    overrides = ["data.test=null", "data.test_fraction=0.2"]
+    settings = load_settings(recipe, overrides, ["data.train=train.jsonl,several.jsonl"])
+    assert list(map(len, grouped({setting.name: prepare(setting.recipe) for setting in settings}))) == [1, 1]
 
 
 @pytest.mark.parametrize(
