@@ -3,15 +3,15 @@
     python benchmarks/defaults.py --data-dir DIR --name rates --set method=dora --settings \
         "retrain.learning_rate=1e-3" "retrain.learning_rate=1e-3 adapter.target_modules=all-linear"
 
-Each set gives `--rows` train rows and `--selection-rows` rows to choose by. The settings take turns set by set, seed by
-seed; `results/defaults-NAME.json` is written after each run, and a run that it holds is not trained again.
+Each set gives `--rows` train rows and `--selection-rows` rows to choose by. The seeds of a setting are trained side by
+side; `results/defaults-NAME.json` is written after each setting, and what it holds is not trained again.
 """
 
 import argparse
 import json
 import tempfile
 from pathlib import Path
-from statistics import mean
+from statistics import mean, pstdev
 from typing import Any
 
 from methods import RESULTS, SETS, train
@@ -33,21 +33,20 @@ def main() -> None:
     options = parser.parse_args()
     output = RESULTS / f"defaults-{options.name}.json"
     runs: list[dict[str, Any]] = json.loads(output.read_text())["runs"] if output.exists() else []
-    for seed in range(options.seeds):
-        for name in options.sets:
-            for setting in options.settings:
-                wanted = {"set": name, "setting": setting, "seed": seed, "all": options.overrides}
-                if any(wanted.items() <= run.items() for run in runs):
-                    continue
-                runs.append({**wanted, **trained(name, [*options.overrides, *setting.split()], seed, options)})
-                print(runs[-1], flush=True)
-                settings = {"rows": options.rows, "selection_rows": options.selection_rows}
-                output.write_text(json.dumps({"settings": settings, "runs": runs}, indent=2) + "\n")
+    for name in options.sets:
+        for setting in options.settings:
+            wanted = {"set": name, "setting": setting, "seeds": options.seeds, "all": options.overrides}
+            if any(wanted.items() <= run.items() for run in runs):
+                continue
+            runs.append({**wanted, **trained(name, [*options.overrides, *setting.split()], options)})
+            print(runs[-1], flush=True)
+            settings = {"rows": options.rows, "selection_rows": options.selection_rows}
+            output.write_text(json.dumps({"settings": settings, "runs": runs}, indent=2) + "\n")
     print(table(runs))
 
 
-def trained(name: str, overrides: list[str], seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the selection metric of a run, at the checkpoint that is best by it, and its CPU seconds."""
+def trained(name: str, overrides: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the selection metric of each seed, at the checkpoint that is best by it, and the CPU seconds of a seed."""
     (task, metric), train_file = SETS[name], options.data_dir / name / "train.jsonl"
     with train_file.open(encoding="utf-8") as lines:
         count = sum(1 for _ in lines)
@@ -60,24 +59,26 @@ def trained(name: str, overrides: list[str], seed: int, options: argparse.Namesp
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(
-            json.dumps({"model": "builtin:minilm", "task": task, "data": rows, "seed": seed, "output": f"{folder}/run"})
+            json.dumps({"model": "builtin:minilm", "task": task, "data": rows, "output": f"{folder}/run"})
         )
-        found = train(recipe, overrides)
-    return {"metric": metric, "value": found["selection"][metric]["value"], "cpu_seconds": found["cpu_seconds"]}
+        found = train(recipe, overrides, options.seeds)
+    values = [run["selection"][metric]["value"] for run in found]
+    return {"metric": metric, "values": values, "cpu_seconds": found[0]["cpu_seconds"]}
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Return Markdown: for what settings have in common a table of them, with the mean of each set over seeds."""
+    """Return Markdown: for what settings have in common a table of them, with the mean ± deviation of each set."""
     parts = []
     for shared in dict.fromkeys(" ".join(run["all"]) for run in runs):
         group = [run for run in runs if " ".join(run["all"]) == shared]
         sets = list(dict.fromkeys(run["set"] for run in group))
         lines = [f"All: {shared}", "", "| setting | " + " | ".join(sets) + " |", "| --- " * (len(sets) + 1) + "|"]
         for setting in dict.fromkeys(run["setting"] for run in group):
-            found = [
-                [run["value"] for run in group if (run["setting"], run["set"]) == (setting, name)] for name in sets
-            ]
-            lines.append(f"| {setting} | " + " | ".join(f"{mean(each):.3f}" if each else "–" for each in found) + " |")
+            cells = []
+            for name in sets:
+                values = next((run["values"] for run in group if (run["setting"], run["set"]) == (setting, name)), None)
+                cells.append(f"{mean(values):.3f} ± {pstdev(values):.3f}" if values else "–")
+            lines.append(f"| {setting} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -1,4 +1,4 @@
-"""Train LoRA, DoRA and BiDoRA on real data sets over seeds, interleaved, each in a process of its own.
+"""Train LoRA, DoRA and BiDoRA on real data sets over seeds: a process a method, its seeds side by side as lanes.
 
     python benchmarks/methods.py --data-dir DIR --sets cola rte --rows 1000 --seeds 3
     python benchmarks/methods.py --table
@@ -6,7 +6,7 @@
 DIR/SET has train.jsonl and test.jsonl, or validation.jsonl, which then serves as the test file. All methods see the
 same splits of a seed and keep the checkpoint that is best on the selection split; nothing is tuned here. Each set has a
 file of results of its own, `results/methods-SET-ROWS.json`; `--table` prints all of them as Markdown. Times are CPU
-seconds of the whole command, imports and scoring included, which other work on the machine changes little.
+seconds of the whole command by its seeds, imports and scoring included, which other work on the machine changes little.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, median, pstdev
+from statistics import mean, pstdev
 from typing import Any
 
 SELECTION = 0.1  # selection rows for each train row, where those are limited
@@ -80,12 +80,11 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         path = Path(folder) / "recipe.yaml"
         recipe = {"model": options.model, "task": task, "data": rows, "output": f"{folder}/run"}
         path.write_text(json.dumps(recipe))  # JSON is YAML
-        for seed in range(options.seeds):
-            for method in options.methods:
-                overrides = [f"method={method}", f"seed={seed}", f"output={folder}/{method}-{seed}"]
-                runs.append({"seed": seed, **train(path, [*options.overrides, *overrides])})
-                said = {key: runs[-1][key][metric]["value"] for key in ("selection", "test") if runs[-1][key]}
-                print(name, seed, method, said, round(runs[-1]["seconds"]), flush=True)
+        for method in options.methods:
+            overrides = [*options.overrides, f"method={method}", f"output={folder}/{method}"]
+            runs += [{"method": method, **run} for run in train(path, overrides, options.seeds)]
+            said = [run["test"][metric]["value"] for run in runs[-options.seeds :]]
+            print(name, method, said, round(runs[-1]["cpu_seconds"]), flush=True)
     settings = {"set": name, "task": task, "metric": metric, "rows": options.rows, "overrides": options.overrides}
     return {
         "settings": settings,
@@ -94,16 +93,21 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def train(recipe: Path, overrides: list[str]) -> dict[str, Any]:
-    """Return the metrics of one run."""
+def train(recipe: Path, overrides: list[str], seeds: int) -> list[dict[str, Any]]:
+    """Return the metrics of a run for each seed, trained side by side, and an equal share of the CPU time for each."""
     command = [sys.executable, "-m", "peft_bidora", "train", str(recipe), *overrides, "--json"]
     before = cpu_seconds_of_children()
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        [*command, "--lanes", f"seed=0..{seeds - 1}"], capture_output=True, text=True, check=False
+    )
     if finished.returncode:
         raise SystemExit(finished.stderr)
-    metrics = json.loads(finished.stdout)
-    keys = ("method", "selection", "test", "seconds", "peak_memory_bytes", "trainable_parameters")
-    return {**{key: metrics.get(key) for key in keys}, "cpu_seconds": cpu_seconds_of_children() - before}
+    seconds = (cpu_seconds_of_children() - before) / seeds
+    keys = ("selection", "test", "kept", "peak_memory_bytes", "trainable_parameters")
+    return [
+        {"seed": seed, **{key: run.get(key) for key in keys}, "cpu_seconds": round(seconds, 1)}
+        for seed, run in enumerate(json.loads(finished.stdout))
+    ]
 
 
 def cpu_seconds_of_children() -> float:
@@ -113,17 +117,17 @@ def cpu_seconds_of_children() -> float:
 
 
 def summary(runs: list[dict[str, Any]], method: str, metric: str) -> dict[str, Any]:
-    """Return the mean of the metric over seeds, and the median CPU time as a ratio to LoRA's of the same seed."""
+    """Return the mean of the metric over seeds, and the CPU time of a seed as a ratio to LoRA's."""
     own = [run for run in runs if run["method"] == method]
-    lora = {run["seed"]: run["cpu_seconds"] for run in runs if run["method"] == "lora"}
+    lora = [run["cpu_seconds"] for run in runs if run["method"] == "lora"]
     values = [run["test"][metric]["value"] for run in own]
     return {
         "method": method,
         "mean": round(mean(values), 4),
         "standard_deviation": round(pstdev(values), 4),
-        "cpu_seconds": round(median(run["cpu_seconds"] for run in own), 1),
-        "time_over_lora": round(median(run["cpu_seconds"] / lora[run["seed"]] for run in own), 2) if lora else None,
-        "peak_memory_mib": round(median(run["peak_memory_bytes"] for run in own) / 2**20),
+        "cpu_seconds": own[0]["cpu_seconds"],
+        "time_over_lora": round(own[0]["cpu_seconds"] / lora[0], 2) if lora else None,
+        "peak_memory_mib": round(max(run["peak_memory_bytes"] for run in own) / 2**20),
     }
 
 
