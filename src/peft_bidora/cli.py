@@ -2,24 +2,15 @@
 
 import io
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from peft_bidora.display import (
-    lane_progress,
-    print_errors,
-    print_evaluation,
-    print_json,
-    print_lanes,
-    print_outlook,
-    print_run,
-    row_progress,
-)
-from peft_bidora.errors import BiDoRAError, Faults, NonFiniteError, RecipeError
+from peft_bidora import cli_study
+from peft_bidora.cli_options import AsJson, AtOnce, Overrides, RecipePath, announce, interruptible
+from peft_bidora.display import print_errors, print_evaluation, print_json, print_outlook, print_run, row_progress
+from peft_bidora.errors import BiDoRAError, Faults, RecipeError
 from peft_bidora.quiet import quiet_libraries
 
 app = typer.Typer(
@@ -28,9 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune a pretrained model with BiDoRA, DoRA, LoRA or in full, by a recipe.",
 )
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as search.steps=100.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+app.command()(cli_study.compare)
+app.command()(cli_study.report)
 
 
 @app.command()
@@ -43,7 +33,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="KEY=LIST", help="Train every combination, side by side: seed=0..15 or method=lora,dora."),
     ] = None,
-    at_once: Annotated[int | None, typer.Option(help="Most lanes side by side, if not what fits.", min=1)] = None,
+    at_once: AtOnce = None,
     as_json: AsJson = False,
 ) -> None:
     """Train by a recipe and score the test rows."""
@@ -52,7 +42,9 @@ def train(
     if resume and overwrite:
         raise RecipeError("--resume goes on with a run and --overwrite deletes it; expected one of them.")
     if lanes:
-        _train_lanes(recipe, overrides or (), lanes, as_json, resume=resume, overwrite=overwrite, at_once=at_once)
+        cli_study.train_lanes(
+            recipe, overrides or (), lanes, as_json, resume=resume, overwrite=overwrite, at_once=at_once
+        )
         return
     if at_once is not None:
         raise RecipeError("--at-once is of lanes; expected --lanes beside it.")
@@ -60,8 +52,8 @@ def train(
     quiet_libraries()
     from peft_bidora.recipe.run import run
 
-    with _interruptible():
-        metrics = run(loaded, resume=resume, overwrite=overwrite, announce=_announce)
+    with interruptible():
+        metrics = run(loaded, resume=resume, overwrite=overwrite, announce=announce)
     from peft_bidora.report.model_card import push_to_hub, write_model_card
 
     write_model_card(loaded.output)
@@ -70,7 +62,7 @@ def train(
     else:
         print_run(loaded.output, metrics)
     if loaded.push_to_hub is not None:
-        _announce(f"pushed to {push_to_hub(loaded.output, loaded.push_to_hub)}")
+        announce(f"pushed to {push_to_hub(loaded.output, loaded.push_to_hub)}")
 
 
 @app.command()
@@ -146,7 +138,7 @@ def evaluate(
 
     evaluation = evaluate_run(run, data)
     for note in evaluation.notes if data is not None else ():
-        _announce(note)
+        announce(note)
     if as_json:
         print_json({**evaluation.scores, "details": evaluation.details})
         return
@@ -226,41 +218,6 @@ def main() -> None:
     for fault in faults:
         typer.echo(f"error: {fault}", err=True)
     sys.exit(2)
-
-
-def _train_lanes(recipe: Path, overrides: Sequence[str], lanes: Sequence[str], as_json: bool, **options: Any) -> None:
-    quiet_libraries()
-    from peft_bidora.recipe.lane_settings import load_settings
-    from peft_bidora.recipe.load import load_recipe
-
-    output, settings = load_recipe(recipe, overrides).output, load_settings(recipe, overrides, lanes)
-    from peft_bidora.recipe.lanes import run_lanes
-    from peft_bidora.report.model_card import write_model_card
-
-    with _interruptible(), lane_progress() as watch:
-        outcomes = run_lanes(settings, output, announce=_announce, watch=watch, **options)
-    for outcome in outcomes:
-        if outcome.metrics is not None:
-            write_model_card(outcome.setting.recipe.output)
-    if as_json:
-        print_json([outcome.told() for outcome in outcomes])
-    else:
-        print_lanes(output, outcomes)
-    if all(outcome.metrics is None for outcome in outcomes):
-        raise NonFiniteError("Every lane was stopped, as told above. Lower the learning rates.")
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted; go on with the same command and --resume", err=True)
-        raise typer.Exit(130) from None
-
-
-def _announce(note: str) -> None:
-    typer.echo(f"note: {note}", err=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import mean, median, stdev
 from typing import Any
 
 import typer
@@ -17,7 +16,6 @@ from peft_bidora.data.values import as_json
 from peft_bidora.data.wording import counted, shown, verb
 
 SHOWN_CLASSES = 20
-SHOWN_METRICS = 4  # of a lane, in its row
 
 
 def console() -> Console:
@@ -141,73 +139,3 @@ def _steps(report: Mapping[str, Any]) -> str:
 
 def _passes(report: Mapping[str, Any]) -> str:
     return f" ({report['passes_per_search_step']:g} a search step)" if "passes_per_search_step" in report else ""
-
-
-@contextmanager
-def lane_progress() -> Iterator[Callable[[str, int, int, list[float]], None]]:
-    """Give what is told how far lanes are; it draws a bar on standard error, or writes lines to a file."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed} of {task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[best]}"),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task("lanes", total=None, best="")
-
-        def watch(phase: str, step: int, steps: int, best: list[float]) -> None:
-            told = f"best {best[0]:.4f}, median {median(best):.4f}" if best else ""
-            bar.update(task, description=phase, completed=step, total=steps, best=told)
-            if bar.disable and (step % max(1, steps // 10) == 0 or step == steps):
-                sys.stderr.write(f"{phase} step {step} of {steps}{': selection ' + told if told else ''}\n")
-
-        yield watch
-
-
-def print_lanes(folder: Path, outcomes: Sequence[Any]) -> None:
-    """Print a row for each lane, and mean and deviation over seeds where they differ in more than that."""
-    done = [outcome for outcome in outcomes if outcome.metrics is not None]
-    names = list(dict.fromkeys(name for each in done for name in list(each.metrics["test"])[:SHOWN_METRICS]))
-    keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.setting.values))
-    table = Table(*keys, *names, "kept step", "trained, s")
-    for outcome in outcomes:
-        if outcome.metrics is None:
-            table.add_row(*_values_of(outcome, keys), "stopped")
-            continue
-        metrics = outcome.metrics
-        values = [shown(metrics["test"][name]["value"]) if name in metrics["test"] else "" for name in names]
-        cells = [*values, str(metrics["kept"]["step"]), f"{metrics['seconds']:.1f}"]
-        table.add_row(*_values_of(outcome, keys), *cells)
-    console().print(table)
-    groups: dict[tuple[str, ...], list[Any]] = {}
-    others = [key for key in keys if key != "seed"]
-    for outcome in done:
-        groups.setdefault(tuple(_values_of(outcome, others)), []).append(outcome.metrics)
-    if any(len(group) > 1 for group in groups.values()):
-        table = Table(*others, "seeds", *names, title="mean ± standard deviation over seeds")
-        for values_of_group, group in groups.items():
-            told = [
-                _over_seeds([metrics["test"].get(metric, {}).get("value") for metrics in group]) for metric in names
-            ]
-            table.add_row(*values_of_group, str(len(group)), *told)
-        console().print(table)
-    for outcome in outcomes:
-        if outcome.stopped is not None:
-            typer.echo(f"{outcome.setting.name} was stopped: {outcome.stopped}")
-    typer.echo(f"each lane is a run folder in {folder}")
-
-
-def _values_of(outcome: Any, keys: Sequence[str]) -> list[str]:
-    return [outcome.setting.values.get(key, "") for key in keys]
-
-
-def _over_seeds(values: list[float | None]) -> str:
-    """Return mean ± standard deviation, nothing where a value is missing."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return ""
-    return f"{mean(known):.4f} ± {stdev(known) if len(known) > 1 else 0:.4f}"

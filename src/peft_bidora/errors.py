@@ -18,6 +18,9 @@ class BiDoRAError(Exception):
         super().__init__("\n".join(faults))
         self.faults = faults
 
+    def __reduce__(self) -> tuple[type["BiDoRAError"], tuple[str, ...]]:
+        return type(self), self.faults  # an error of another process comes with its faults apart
+
 
 class RecipeError(BiDoRAError):
     """A recipe has an unknown key, a value of the wrong type, or values that contradict each other."""

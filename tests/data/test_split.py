@@ -172,3 +172,35 @@ def test_split_without_classes_needs_one_row(build: Build) -> None:
     examples = replace(build(["x"] * 5), labels=[float(i) for i in range(5)])
     with pytest.raises(SplitError, match=r"^data\.upper_fraction=0\.01 of 5 rows leaves 0 rows .*; it needs at least"):
         make_splits(examples, selection_fraction=0, upper_fraction=0.01, seed=0, strata=["x"] * 5)
+
+
+@given(LABELS, st.integers(2, 6), st.integers(0, 2**32))
+def test_folds_divide_the_rows_and_are_off_by_at_most_one_a_class(
+    build: Build, labels: list[str], folds: int, seed: int
+) -> None:
+    examples, options = build(labels), {"selection_fraction": 0.1, "upper_fraction": 0.2, "seed": seed}
+    found = [make_splits(examples, fold=(number, folds), **options) for number in range(folds)]
+
+    assert sorted(row for splits in found for row in splits.test) == list(range(len(labels)))
+    for splits in found:
+        assert sorted(row for part in parts(splits) for row in part) == list(range(len(labels)))
+        for name, size in Counter(labels).items():
+            assert abs(classes(examples, splits.test)[name] - size / folds) < 1
+
+
+def test_folds_tear_no_group_and_move_with_the_seed(build: Build) -> None:
+    groups = [str(i // 3) for i in range(120)]
+    examples = build(["a"] * 60 + ["b"] * 60, groups=groups)
+    options = {"selection_fraction": 0.0, "upper_fraction": 0.2}
+    found = [make_splits(examples, fold=(number, 5), seed=1, **options).test for number in range(5)]
+
+    assert sum(len({groups[i] for i in rows}) for rows in found) == 40
+    assert found[0] != make_splits(examples, fold=(0, 5), seed=2, **options).test
+
+
+def test_more_folds_than_rows_say_so(build: Build) -> None:
+    with pytest.raises(SplitError, match=r"data\.folds=9 of 8 rows leaves 0 rows for the fold 7\. Lower data\.folds"):
+        [
+            make_splits(build(["a"] * 4 + ["b"] * 4), fold=(number, 9), selection_fraction=0, upper_fraction=0, seed=0)
+            for number in range(9)
+        ]

@@ -129,7 +129,7 @@ def test_lane_of_bidora_is_the_run_alone(make: Any, estimator: str, tmp_path: Pa
     [
         {"xi": "adam"},
         {"xi": "lower-learning-rate"},
-        {"retrain_from": "search"},
+        {"retrain_from": "initial"},
         {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
         {"load_best_model_at_end": False},
         {"settled": 1.0, "max_steps": 25, "lower_steps": 1},  # which ends the search after ten upper steps

@@ -42,6 +42,7 @@ def make_splits(
     selection_fraction: float,
     upper_fraction: float,
     test_fraction: float = 0.0,
+    fold: tuple[int, int] | None = None,
     max_train_rows: int | None = None,
     seed: int,
     strata: Sequence[str] | None = None,
@@ -57,6 +58,8 @@ def make_splits(
         selection_fraction: of the rows that test leaves, in [0, 1); 0 for no selection split.
         upper_fraction: of the rows that are left for training, in [0, 1); 0 for no upper split.
         test_fraction: of all rows, in [0, 1); 0 for no test split.
+        fold: its number from 0 up, and the number of folds that a seed divides the rows into; the test split is that
+            fold. None for a test split by its fraction.
         max_train_rows: the most rows that lower and upper hold together; None for no limit.
         seed: the same seed gives the same splits.
         strata: (rows,), what each cut keeps in proportion, none of it required in every split; None for the labels,
@@ -76,7 +79,10 @@ def make_splits(
     pool = _Pool(strata or labels, classes, groups, list(range(len(examples))))
     seeds = [int(state) for state in np.random.SeedSequence(seed).generate_state(4, np.uint64)]
     cure = "add rows" if max_train_rows is None else "raise data.max_train_rows"
-    pool, test = _cut(pool, "test", test_fraction, seeds[0])
+    if fold is None:
+        pool, test = _cut(pool, "test", test_fraction, seeds[0])
+    else:
+        pool, test = _fold(pool, *fold, seeds[0])
     pool, selection = _cut(pool, "selection", selection_fraction, seeds[1])
     pool = _limit(pool, max_train_rows, seeds[2])
     lower, upper = _cut(pool, "upper", upper_fraction, seeds[3], cure)
@@ -144,6 +150,22 @@ def _cut(pool: _Pool, name: str, fraction: float, seed: int, cure: str = "add ro
         rest = "the lower split" if name == "upper" else "training"
         _require_classes(pool, kept, 1, cause, rest, f"Lower {key} or {cure}.")
     return kept, held_out
+
+
+def _fold(pool: _Pool, number: int, folds: int, seed: int) -> tuple[_Pool, _Pool]:
+    """Return the rest and the fold: the first is cut from all rows, the next from what that leaves, and so on."""
+    left, others = pool, list[int]()
+    for turn in range(number + 1):
+        left, part = left.divide(Fraction(1, folds - turn), seed)
+        others += part.rows if turn < number else []
+    if not part.rows:
+        raise SplitError(
+            f"data.folds={folds} of {counted(len(pool.rows), 'row')} leaves 0 rows for the fold {number}. Lower"
+            " data.folds or add rows."
+        )
+    rest = _Pool(pool.strata, pool.classes, pool.groups, sorted([*left.rows, *others]))
+    _require_classes(pool, rest, 1, f"data.folds={folds}", "training", "Add rows.")
+    return rest, part
 
 
 def _enough(pool: _Pool, held_out: _Pool) -> str:

@@ -22,6 +22,7 @@ def data_files(recipe: Recipe) -> tuple[dict[str, Part], list[str]]:
         DataError: a folder has no data, or two files for a split.
     """
     data = recipe.data
+    brings_test = data.test is not None or data.test_fraction > 0 or data.folds is not None
     named = {key: getattr(data, key) for key in SPLIT_OF}
     files = {key: (source, SPLIT_OF[key]) for key, source in named.items() if source is not None}
     notes = []
@@ -29,10 +30,12 @@ def data_files(recipe: Recipe) -> tuple[dict[str, Part], list[str]]:
         source, split, note = labelled_test(data.test)
         files["test"] = (source, split)
         notes += [note] if note else []
-    beside, hidden = _beside(data.train, brings_test=data.test is not None or data.test_fraction > 0)
+    beside, hidden = _beside(data.train, brings_test=brings_test)
     for key, part in beside.items():
         if key == "train":
             files[key] = part
+        elif key == "test" and brings_test:
+            continue
         elif key not in files and not getattr(data, f"{key}_fraction") and not _is_same(part, files.get("test")):
             files[key] = part
             where = part[0] if Path(part[0]).is_file() else f"the {part[1]} split of {part[0]}"

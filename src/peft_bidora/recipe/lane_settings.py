@@ -73,7 +73,7 @@ def load_settings(path: Path, overrides: Sequence[str], lanes: Sequence[str]) ->
     for values in product(*lists.values()):
         named = dict(zip(lists, values, strict=True))
         name = ",".join(f"{key}={value}" for key, value in named.items())
-        output = f"output={shared.output / _folder(name)}"
+        output = f"output={shared.output / folder_name(name)}"
         recipe = faults.check(load_recipe, path, [*overrides, *(f"{k}={v}" for k, v in named.items()), output])
         if recipe is None:
             continue
@@ -179,6 +179,6 @@ def _values(listed: str) -> list[str]:
     return [str(number) for number in range(first, min(last, first + MOST) + 1)] or [""]
 
 
-def _folder(name: str) -> str:
+def folder_name(name: str) -> str:
     """Return a name that every file system takes."""
     return re.sub(r"[^\w.,=+-]", "_", name)

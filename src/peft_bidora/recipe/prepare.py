@@ -136,6 +136,7 @@ def read_rows(recipe: Recipe, kind: TaskKind, tokenizer: Any = None, config: Any
         selection_fraction=_selection_fraction(recipe, "selection" in files),
         upper_fraction=data.upper_fraction,
         test_fraction=0.0 if "test" in files else data.test_fraction,
+        fold=None if data.fold is None or data.folds is None else (data.fold, data.folds),
         max_train_rows=data.max_train_rows,
         seed=recipe.seed,
         strata=kind.strata(train),
@@ -189,7 +190,10 @@ def _require_parts(recipe: Recipe, files: Container[str]) -> None:
     """Raise DataError for each split that the run needs and no file or fraction gives."""
     data = recipe.data
     needs = (
-        ("test" in files or data.test_fraction, "test rows. Name a file as data.test, or set data.test_fraction."),
+        (
+            "test" in files or data.test_fraction or data.folds,
+            "test rows. Name a file as data.test, or set data.test_fraction.",
+        ),
         (
             recipe.method != "bidora" or data.upper_fraction,
             "upper rows, which method=bidora needs. Set data.upper_fraction above 0.",

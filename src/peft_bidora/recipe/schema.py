@@ -80,7 +80,8 @@ class Section(BaseModel):
 class DataSection(Section):
     """Where the rows are and how they are divided.
 
-    Paths are files, folders or hub names. The fractions are of the rows that the earlier cuts leave: test, then
+    Paths are files, folders or hub names. `fold`, counted from 0, is the one of `folds` parts of the train file that is
+    the test split; the seed divides them. The fractions are of the rows that the earlier cuts leave: test, then
     selection, then `max_train_rows`, then upper. Without a selection file, `selection_fraction` is 0.1 unless set.
     """
 
@@ -91,6 +92,8 @@ class DataSection(Section):
     label: str | None = None
     group: str | None = None
     test_fraction: Fraction = 0.0
+    folds: Annotated[int, Field(ge=2, strict=True)] | None = None
+    fold: Annotated[int, Field(ge=0, strict=True)] | None = None
     selection_fraction: Fraction | None = None
     upper_fraction: Fraction = 0.2
     max_train_rows: Count | None = None
@@ -105,6 +108,19 @@ class DataSection(Section):
                     f"{name} and {name}_fraction are both set; expected one of them. Remove the other, or set"
                     f" data.{name}_fraction=0"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _one_fold(self) -> "DataSection":
+        if (self.folds is None) != (self.fold is None):
+            raise ValueError("folds and fold go together; expected both or none of them. Set the other")
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold={self.fold} of folds={self.folds}: expected one from 0 to {self.folds - 1}")
+        if self.folds is not None and (self.test is not None or self.test_fraction):
+            raise ValueError(
+                "folds takes the test rows from the train file; expected no test and no test_fraction beside it. Set"
+                " data.test=null and data.test_fraction=0"
+            )
         return self
 
 
@@ -193,7 +209,7 @@ class RetrainSection(PhaseSection):
 
     _default_length = model_validator(mode="before")(_steps_unless_epochs(300))
 
-    start: Literal["initial", "search"] = Field(default="initial", alias="from")
+    start: Literal["initial", "search"] = Field(default="search", alias="from")
 
 
 class Recipe(Section):

@@ -14,14 +14,20 @@ from peft_bidora.training.lane_checkpoint import read_checkpoint, write_checkpoi
 STUDY, CHECKPOINTS, STOPPED = "lanes.json", "checkpoints", "stopped.json"
 
 
-def check_study(output: Path, resume: bool, overwrite: bool) -> None:
+def check_study(output: Path, resume: bool, overwrite: bool, marker: str = STUDY) -> None:
     """Raise unless a study may start (or, with resume, go on) in a folder.
+
+    Args:
+        output: the folder.
+        resume: whether it goes on.
+        overwrite: whether it replaces what is there.
+        marker: the file that makes a folder such a study.
 
     Raises:
         RecipeError: another study, a run or other files are there.
         CheckpointError: there is no study to resume.
     """
-    is_study = (output / STUDY).is_file()
+    is_study = (output / marker).is_file()
     if resume and not is_study:
         raise CheckpointError(f"output={output} holds no study to resume. Start it without --resume.")
     if is_study and not resume and not overwrite:
@@ -49,7 +55,8 @@ def begin_study(
                 " or more. Add it, or start anew with --overwrite."
             )
     else:
-        _clear(output)
+        if (output / STUDY).is_file():
+            clear_runs(output)
     folder.write_json(output / STUDY, study)
     (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     manifests = {}
@@ -63,10 +70,11 @@ def begin_study(
     return manifests
 
 
-def _clear(output: Path) -> None:
-    """Remove what another study left: its checkpoints, and the runs of its lanes."""
+def clear_runs(output: Path) -> None:
+    """Remove what another study left in its folder: its checkpoints, and its runs."""
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
-    for path in list(output.iterdir()) if (output / STUDY).is_file() else ():
+    (output / STUDY).unlink(missing_ok=True)
+    for path in list(output.iterdir()) if output.is_dir() else ():
         if folder.is_run(path):
             folder.clear(path)
             (path / STOPPED).unlink(missing_ok=True)

@@ -64,7 +64,7 @@ class BiDoRAArguments(TrainingArguments):
     finite_difference_radius: float | None = None
     settled: float | None = None
     orthogonality: float = 1e-5
-    retrain_from: str = "initial"
+    retrain_from: str = "search"
     retrain_max_steps: int | None = None
     retrain_num_train_epochs: float | None = None
     retrain_learning_rate: float | None = None

@@ -1,0 +1,137 @@
+"""Compare methods over seeds or folds: each at the learning rate that is best for it on selection rows."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft_bidora.errors import BiDoRAError, CheckpointError, RecipeError
+from peft_bidora.recipe import folder
+from peft_bidora.recipe.lane_settings import Setting
+from peft_bidora.recipe.lanes import run_lanes
+from peft_bidora.recipe.output import held
+from peft_bidora.recipe.run import run
+from peft_bidora.recipe.study_folder import STOPPED, STUDY, check_study, clear_runs
+from peft_bidora.study.jobs import Job, Tell, run_jobs
+from peft_bidora.study.plan import Plan
+from peft_bidora.study.summary import summarise
+
+logger = logging.getLogger(__name__)
+PLAN, RESULT = "plan.json", "comparison.json"
+
+
+def compare(
+    plan: Plan,
+    *,
+    reference: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    jobs: int = 1,
+    at_once: int | None = None,
+    watch: Callable[[str, str, int, int, list[float]], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Train all runs of a plan and return what became of them, as comparison.json holds it.
+
+    Each variant is trained by a process of its own, its runs side by side, so that its time and memory are its own; the
+    runs of full fine-tuning have a process each. A run that was finished before a kill is not trained again.
+
+    Args:
+        plan: what to train.
+        reference: the label that the others are compared with; the first unless given.
+        resume: go on with the comparison in the plan's folder; variants, seeds and rates may be added.
+        overwrite: replace the comparison that is there.
+        jobs: processes side by side.
+        at_once: most lanes of a process; None for what fits the memory.
+        watch: is told label, phase, step, steps and the best selection metrics of what is trained.
+
+    Raises:
+        BiDoRAError: the folder is taken, or a variant could not be trained; what was trained is kept.
+    """
+    known = [variant.label for variant in plan.variants]
+    if reference is not None and reference not in known:
+        raise RecipeError(f"--reference {reference!r}: expected one of {', '.join(map(repr, known))}.")
+    check_study(plan.output, resume, overwrite, PLAN)
+    with held(plan.output):
+        check_study(plan.output, resume, overwrite, PLAN)
+        _begin(plan, resume)
+        failed = run_jobs(list(_open_jobs(plan, at_once)), jobs, watch)
+        if failed:
+            faults = [fault for error in failed.values() for fault in error.faults]
+            raise BiDoRAError(*faults, "What was trained is kept. Mend that, then give the same command with --resume.")
+        result = summarise(plan, _metrics(plan), plan.variants[0].label if reference is None else reference)
+        folder.write_json(plan.output / RESULT, result)
+        return result
+
+
+def read_comparison(output: Path) -> dict[str, Any]:
+    """Return what `compare` found.
+
+    Raises:
+        CheckpointError: the folder holds no comparison, or one that is not finished or damaged.
+    """
+    if not (output / RESULT).is_file():
+        state = "a comparison that is not finished" if (output / PLAN).is_file() else "no comparison"
+        raise CheckpointError(f"{output} holds {state}. Give the command that began it with --resume.")
+    return folder.read_object(output / RESULT, ("metric", "methods", "reference"))
+
+
+def _begin(plan: Plan, resume: bool) -> None:
+    """Write what the folder is for; remove what another comparison left."""
+    told = {
+        "folders": {variant.label: plan.folder(variant).name for variant in plan.variants},
+        "rates": plan.rates,
+        "seeds": plan.seeds,
+        "folds": plan.folds,
+    }
+    path = plan.output / PLAN
+    if path.is_file():
+        known = folder.read_object(path, ("folders", "folds"))
+        if not resume:
+            for name in known["folders"].values():
+                clear_runs(plan.output / name)
+        elif known["folds"] != plan.folds:
+            raise CheckpointError(
+                f"The comparison in {plan.output} has folds={known['folds']}, not {plan.folds}. Put it back, or start"
+                " anew with --overwrite."
+            )
+        else:
+            told["folders"] = known["folders"] | told["folders"]
+    (plan.output / RESULT).unlink(missing_ok=True)
+    folder.write_json(path, told)
+
+
+def _open_jobs(plan: Plan, at_once: int | None) -> Sequence[Job]:
+    """Return the work that is not done yet."""
+    jobs = []
+    for variant in plan.variants:
+        missing = [setting for setting in variant.settings if not _is_over(setting)]
+        if missing and variant.side_by_side:
+            # All of its runs, the finished too: they are kept.
+            jobs.append(Job(variant.label, _train_lanes, (variant.settings, plan.folder(variant), at_once)))
+        elif missing:
+            jobs += [Job(f"{variant.label} {setting.name}", _train_alone, (setting,)) for setting in missing]
+    return jobs
+
+
+def _train_lanes(tell: Tell, settings: Sequence[Setting], output: Path, at_once: int | None) -> None:
+    run_lanes(settings, output, resume=(output / STUDY).is_file(), at_once=at_once, watch=tell)
+
+
+def _train_alone(tell: Tell, setting: Setting) -> None:
+    output = setting.recipe.output
+    tell("train", 0, 1, [])
+    run(setting.recipe, resume=folder.is_run(output))
+
+
+def _is_over(setting: Setting) -> bool:
+    return any((setting.recipe.output / name).is_file() for name in (folder.METRICS, STOPPED))
+
+
+def _metrics(plan: Plan) -> dict[tuple[str, str], dict[str, Any] | None]:
+    """Return the metrics of each run by label and name; None where it was stopped."""
+    found: dict[tuple[str, str], dict[str, Any] | None] = {}
+    for variant in plan.variants:
+        for setting in variant.settings:
+            path = setting.recipe.output / folder.METRICS
+            found[variant.label, setting.name] = folder.read_object(path, ("test",)) if path.is_file() else None
+    return found

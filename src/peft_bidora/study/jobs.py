@@ -1,0 +1,111 @@
+"""Processes that train: each its own memory, a few at once, ended with the one that started them."""
+
+import multiprocessing
+import os
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+from peft_bidora.errors import BiDoRAError
+
+Tell = Callable[[str, int, int, list[float]], None]  # as training.lanes.Watch
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work for a process.
+
+    Args:
+        label: what it is called.
+        work: takes what reports progress, and `arguments`; found by its name in a new interpreter.
+        arguments: of it, picklable.
+    """
+
+    label: str
+    work: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
+def run_jobs(
+    jobs: Sequence[Job], at_once: int, watch: Callable[[str, str, int, int, list[float]], None]
+) -> dict[str, BiDoRAError]:
+    """Run jobs, each in a process of its own; return the error of each that failed, by its label.
+
+    A job that fails leaves the others alone. The processes end with this one, however it ends.
+
+    Args:
+        jobs: in the order in which they start.
+        at_once: how many run side by side; they share the cores.
+        watch: is told label, phase, step, steps and the best metrics; at a job's end the phase is "done" or "failed".
+    """
+    context = multiprocessing.get_context("spawn")  # torch does not outlive a fork with threads
+    told: Any = context.Queue()
+    waiting, running, failed = list(jobs), dict[str, Any](), dict[str, BiDoRAError]()
+
+    def listen() -> None:
+        while not told.empty():
+            label, event = told.get()
+            if isinstance(event, BiDoRAError):
+                failed[label] = event
+            else:
+                watch(label, *event)
+
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                running[job.label] = context.Process(target=_work, args=(job, told, at_once), daemon=True)
+                running[job.label].start()
+            wait([process.sentinel for process in running.values()], timeout=POLL_SECONDS)
+            listen()
+            for label in [label for label, process in running.items() if not process.is_alive()]:
+                process = running.pop(label)
+                process.join()
+                listen()
+                if process.exitcode and label not in failed:
+                    failed[label] = BiDoRAError(_ending(label, process.exitcode))
+                watch(label, "failed" if label in failed else "done", 1, 1, [])
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.join()
+    return failed
+
+
+def _ending(label: str, code: int) -> str:
+    how = f"was ended by the signal {-code}" if code < 0 else f"ended with code {code}"
+    hint = " A lack of memory does that: lower batch_size or --jobs, or set --at-once." if code == -9 else ""
+    return f"{label}: its process {how}.{hint} Go on by --resume."
+
+
+def _work(job: Job, told: Any, at_once: int) -> None:
+    """Do the work of a job in this process, on its share of the threads."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from peft_bidora.quiet import quiet_libraries
+
+    quiet_libraries()
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // at_once))  # what the user's OMP_NUM_THREADS allows
+    try:
+        job.work(lambda *event: told.put((job.label, event)), *job.arguments)
+    except BiDoRAError as error:
+        told.put((job.label, type(error)(*(f"{job.label}: {fault}" for fault in error.faults))))
+    except KeyboardInterrupt:
+        os._exit(130)
+    except Exception as error:  # told by the parent, which may have other jobs to end well
+        where = traceback.format_exc(limit=-3)
+        told.put((job.label, BiDoRAError(f"{job.label}: {type(error).__name__}: {error}\n{where}")))
+    told.close()
+    told.join_thread()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

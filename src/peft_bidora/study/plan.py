@@ -1,0 +1,177 @@
+"""What is compared: methods, each at its own learning rates, over seeds or folds."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_bidora.errors import Faults, RecipeError
+from peft_bidora.recipe.lane_settings import Setting, folder_name
+from peft_bidora.recipe.load import load_recipe
+from peft_bidora.recipe.prepare import prepare
+from peft_bidora.recipe.schema import Recipe
+
+RATES = ("retrain.learning_rate", "search.learning_rate", "search.upper_learning_rate")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method, with what of the recipe is otherwise for it.
+
+    Args:
+        label: as the user wrote it: `bidora search.lower_steps=2`.
+        settings: its runs, rate by rate, seed by seed, fold by fold.
+    """
+
+    label: str
+    settings: tuple[Setting, ...]
+
+    @property
+    def side_by_side(self) -> bool:
+        """Return whether its runs can be lanes."""
+        return self.settings[0].recipe.method != "full"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison.
+
+    Args:
+        output: its folder.
+        variants: the first is the reference unless another is named.
+        rates: factors on the recipe's learning rates; each variant gets the one that is best on selection rows.
+        seeds: of the runs.
+        folds: of cross-validation; None where the recipe gives the test rows.
+        metric: by which checkpoints and rates are chosen, on selection rows, and the methods compared, on test rows.
+        lower_is_better: whether it falls as a model gets better.
+    """
+
+    output: Path
+    variants: tuple[Variant, ...]
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    folds: int | None
+    metric: str
+    lower_is_better: bool
+
+    def folder(self, variant: Variant) -> Path:
+        """Return where the runs of a variant lie."""
+        return self.output / folder_name(variant.label)
+
+    @property
+    def runs(self) -> int:
+        """Return the number of runs."""
+        return sum(len(variant.settings) for variant in self.variants)
+
+
+def make_plan(
+    path: Path,
+    overrides: Sequence[str],
+    methods: Sequence[str],
+    *,
+    seeds: int,
+    rates: Sequence[float] = (1.0,),
+    folds: int | None = None,
+) -> Plan:
+    """Return the runs of a comparison, their recipes checked against model and data.
+
+    Args:
+        path: the recipe that all share.
+        overrides: `key=value`, of all.
+        methods: labels: a method, then what of the recipe is otherwise for it, with blanks between.
+        seeds: how many, from the recipe's own up.
+        rates: factors on the learning rates of both phases and both levels.
+        folds: of cross-validation, repeated for each seed; None where the recipe gives the test rows.
+
+    Raises:
+        BiDoRAError: all faults of all runs, one sentence each.
+    """
+    shared, faults = load_recipe(path, overrides), Faults()
+    _check_numbers(shared, methods, rates, faults)
+    variants = []
+    for label in methods:
+        own = _overrides(label, faults)
+        if own is None:
+            continue
+        base = faults.check(load_recipe, path, [*overrides, *own])
+        if base is None:
+            continue
+        settings = []
+        for rate in rates:
+            for seed in range(shared.seed, shared.seed + seeds):
+                for fold in range(folds or 1):
+                    values = {"rate": f"{rate:g}", "seed": str(seed), **({"fold": str(fold)} if folds else {})}
+                    name = ",".join(f"{key}={value}" for key, value in values.items())
+                    chosen = [f"{key}={value_at(base, key) * rate:.6g}" for key in RATES] + [f"seed={seed}"]
+                    chosen += [f"data.folds={folds}", f"data.fold={fold}"] if folds else []
+                    chosen.append(f"output={shared.output / folder_name(label) / name}")
+                    recipe = faults.check(load_recipe, path, [*overrides, *own, *chosen])
+                    if recipe is not None:
+                        settings.append(Setting(name, values, recipe))
+        variants.append(Variant(label, tuple(settings)))
+    faults.raise_any()
+    # Rates change nothing that is checked.
+    checked = [setting for each in variants for setting in each.settings[: len(each.settings) // len(rates)]]
+    prepared = [faults.check(prepare, setting.recipe) for setting in checked]
+    faults.raise_any()
+    first = prepared[0]
+    assert first is not None
+    if len(rates) > 1 and not all(run and len(run.rows.parts["selection"]) for run in prepared):
+        raise RecipeError("--rates: there are no selection rows to choose by. Set data.selection_fraction.")
+    task, numbers = first.rows.task, tuple(range(shared.seed, shared.seed + seeds))
+    metric = first.recipe.select_by or task.metrics[0]
+    lower = metric in task.lower_is_better
+    return Plan(shared.output, tuple(variants), tuple(rates), numbers, folds, metric, lower)
+
+
+def labels(text: str) -> list[str]:
+    """Return the labels of a list with commas between; those within brackets part nothing."""
+    return [label.strip() for label in re.split(r",(?![^\[{]*[\]}])", text)]
+
+
+def factors(text: str) -> list[float]:
+    """Return the numbers of a list with commas between.
+
+    Raises:
+        RecipeError: a part is no number.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"--rates {text!r}: expected factors with commas between, such as 0.4,1,2.5.") from None
+
+
+def _overrides(label: str, faults: Faults) -> list[str] | None:
+    """Return the `key=value` of a label."""
+    method, *own = label.split()
+    if "=" in method:
+        faults.add(RecipeError(f"--methods {label!r}: expected a method first, such as: bidora search.lower_steps=2."))
+        return None
+    for override in own:
+        if override.startswith(("output=", "seed=", "data.fold=", "data.folds=")):
+            faults.add(RecipeError(f"--methods {label!r}: {override} is the comparison's own. Leave it out."))
+            return None
+    return [f"method={method}", *own]
+
+
+def _check_numbers(shared: Recipe, methods: Sequence[str], rates: Sequence[float], faults: Faults) -> None:
+    if not methods or not all(methods):
+        faults.add(RecipeError("--methods is empty, or has an empty part; expected a list such as lora,dora,bidora."))
+    folders = [folder_name(label) for label in methods]
+    for label, folder in zip(methods, folders, strict=True):
+        if folders.count(folder) > 1:
+            faults.add(RecipeError(f"--methods: {label!r} stands twice. Leave one out."))
+    if not rates or not all(0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
+        faults.add(RecipeError(f"--rates {rates}: expected different factors above 0, such as 0.4,1,2.5."))
+    if shared.push_to_hub is not None:
+        faults.add(RecipeError("push_to_hub is of a single run. Leave it out, and push the run that is chosen."))
+    if shared.report_to not in ([], ["none"]):
+        faults.add(RecipeError("report_to is of a single run. Leave it out."))
+    faults.raise_any()
+
+
+def value_at(recipe: Recipe, key: str) -> float:
+    """Return the number at a key of a section."""
+    section, name = key.split(".")
+    return float(getattr(getattr(recipe, section), name))

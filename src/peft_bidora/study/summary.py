@@ -1,0 +1,145 @@
+"""What a comparison says: for each method its best rate, its test metrics, and how sure its lead over another is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import mean, median, stdev
+from typing import Any
+
+from peft_bidora.errors import NonFiniteError
+from peft_bidora.recipe.lane_settings import Setting
+from peft_bidora.recipe.schema import Recipe
+from peft_bidora.study.plan import RATES, Plan, Variant, value_at
+from peft_bidora.study.statistics import Paired, holm, least_p, paired_folds, paired_seeds
+
+Metrics = Mapping[tuple[str, str], dict[str, Any] | None]  # of each run by label and name; None where it was stopped
+
+
+def summarise(plan: Plan, metrics: Metrics, reference: str) -> dict[str, Any]:
+    """Return a comparison as JSON.
+
+    A variant's rate is that of the best mean selection metric; a rate with a run that was stopped counts as the worst.
+    Test metrics are looked at for that rate alone.
+
+    Args:
+        plan: what was trained.
+        metrics: what came of it.
+        reference: the label that the others are compared with.
+
+    Raises:
+        NonFiniteError: every rate of a variant had a run that was stopped.
+    """
+    methods = [_method(plan, variant, metrics) for variant in plan.variants]
+    if stopped := [method["label"] for method in methods if method["rate"] is None]:
+        raise NonFiniteError(
+            f"{', '.join(stopped)}: at every rate a run was stopped, for a loss or gradient that is not finite. Lower"
+            " the learning rates, or --rates."
+        )
+    values = {method["label"]: method["values"] for method in methods}
+    others = [method for method in methods if method["label"] != reference]
+    found = [_paired(plan, values[method["label"]], values[reference]) for method in others]
+    known = [pair.p for pair in found if pair.p is not None]
+    corrected = iter(holm(known))
+    for method, pair in zip(others, found, strict=True):
+        p = None if pair.p is None else next(corrected)
+        method["against_reference"] = {**asdict(pair), "p_corrected": p}
+    return {
+        "metric": plan.metric,
+        "lower_is_better": plan.lower_is_better,
+        "reference": reference,
+        "seeds": list(plan.seeds),
+        "folds": plan.folds,
+        "rates": list(plan.rates),
+        "methods": methods,
+        "notes": _notes(plan),
+    }
+
+
+def _method(plan: Plan, variant: Variant, metrics: Metrics) -> dict[str, Any]:
+    runs = [_run(plan, variant, setting, metrics[variant.label, setting.name]) for setting in variant.settings]
+    by_rate = {f"{rate:g}": [run for run in runs if run["rate"] == f"{rate:g}"] for rate in plan.rates}
+    selection = {
+        rate: None if any(run["stopped"] for run in own) else _mean([run["selection"] for run in own])
+        for rate, own in by_rate.items()
+    }
+    rate = _best(plan, by_rate, selection)
+    chosen = by_rate[rate] if rate is not None else []
+    values = [run["test"][plan.metric] for run in chosen]
+    recipe = variant.settings[0].recipe
+    at_rate = next((setting.recipe for setting in variant.settings if setting.values["rate"] == rate), recipe)
+    return {
+        "label": variant.label,
+        "method": recipe.method,
+        "rate": None if rate is None else float(rate),
+        "learning_rates": {key: value_at(at_rate, key) for key in RATES if _reads(recipe, key)},
+        "selection_by_rate": selection,
+        "values": values,
+        "mean": _mean(values),
+        "standard_deviation": _deviation(values),
+        "others": {
+            name: {"mean": _mean(own), "standard_deviation": _deviation(own)}
+            for name in (chosen[0]["test"] if chosen else ())
+            if name != plan.metric and None not in (own := [run["test"].get(name) for run in chosen])
+        },
+        "seconds": median(run["seconds"] for run in chosen) if chosen else None,
+        "peak_memory_bytes": max((run["peak_memory_bytes"] for run in chosen), default=None),
+        "trainable_parameters": chosen[0]["trainable_parameters"] if chosen else None,
+        "runs": [{**run, "chosen": run["rate"] == rate} for run in runs],
+    }
+
+
+def _run(plan: Plan, variant: Variant, setting: Setting, found: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a comparison keeps of a run."""
+    kept: dict[str, Any] = {**setting.values, "folder": f"{plan.folder(variant).name}/{setting.name}"}
+    if found is None:
+        return {**kept, "stopped": True, "selection": None, "test": {}, "seconds": None}
+    return {
+        **kept,
+        "stopped": False,
+        "selection": found.get("selection", {}).get(plan.metric, {}).get("value"),
+        "test": {name: each["value"] for name, each in found["test"].items()},
+        **{name: found[name] for name in ("seconds", "peak_memory_bytes", "trainable_parameters")},
+    }
+
+
+def _reads(recipe: Recipe, key: str) -> bool:
+    return recipe.method == "bidora" or not key.startswith("search.")
+
+
+def _best(plan: Plan, by_rate: Mapping[str, Sequence[Any]], selection: Mapping[str, float | None]) -> str | None:
+    """Return the rate of the best selection metric; of several that are level the one that stands first."""
+    if len(by_rate) == 1:
+        ((rate, runs),) = by_rate.items()
+        return None if any(run["stopped"] for run in runs) else rate
+    sign = -1 if plan.lower_is_better else 1
+    known = {rate: sign * value for rate, value in selection.items() if value is not None}
+    return max(known, key=known.__getitem__) if known else None
+
+
+def _paired(plan: Plan, values: Sequence[float], reference: Sequence[float]) -> Paired:
+    if plan.folds:
+        return paired_folds(values, reference, test_over_train=1 / (plan.folds - 1))
+    return paired_seeds(values, reference)
+
+
+def _notes(plan: Plan) -> list[str]:
+    """Return what a reader of the table should mind."""
+    notes = []
+    if plan.folds is None and least_p(len(plan.seeds)) > 0.05 / max(1, len(plan.variants) - 1):
+        least = least_p(len(plan.seeds)) * max(1, len(plan.variants) - 1)
+        notes.append(
+            f"With {len(plan.seeds)} seeds no p-value can be below {min(1.0, least):.2g}: take this as a first look,"
+            " and more seeds for a proof."
+        )
+    if plan.folds is None:
+        notes.append("All runs are scored on the same test rows, whose own chance no number of seeds takes away.")
+    return notes
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known and len(known) == len(values) else None
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Return the sample standard deviation; 0 for a single value."""
+    return (stdev(values) if len(values) > 1 else 0.0) if values else None
