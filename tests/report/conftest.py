@@ -1,0 +1,3 @@
+"""The fixtures of recipes."""
+
+from recipes import make_recipe, model_folder  # noqa: F401

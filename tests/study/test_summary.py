@@ -1,0 +1,125 @@
+"""What a comparison concludes from the metrics of its runs."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peft_bidora.errors import NonFiniteError
+from peft_bidora.recipe.lane_settings import Setting
+from peft_bidora.recipe.schema import Recipe
+from peft_bidora.study.plan import Plan, Variant
+from peft_bidora.study.statistics import holm, paired_folds, signed_rank_p
+from peft_bidora.study.summary import summarise
+
+
+def recipe(method: str, rate: float) -> Recipe:
+    values = {"retrain": {"learning_rate": rate}, "search": {"learning_rate": rate, "upper_learning_rate": 4 * rate}}
+    return Recipe.model_validate(
+        {"model": "builtin:minilm", "method": method, "data": {"train": "x"}, "output": "runs/x", **values}
+    )
+
+
+def plan(
+    seeds: int, rates: tuple[float, ...] = (0.5, 1.0), methods: tuple[str, ...] = ("lora", "dora", "bidora")
+) -> Plan:
+    variants = tuple(
+        Variant(
+            method,
+            tuple(
+                Setting(f"{rate:g}/{seed}", {"rate": f"{rate:g}", "seed": str(seed)}, recipe(method, rate))
+                for rate in rates
+                for seed in range(seeds)
+            ),
+        )
+        for method in methods
+    )
+    return Plan(Path("runs/x"), variants, rates, tuple(range(seeds)), None, "accuracy", False)
+
+
+def measured(selection: float, test: float) -> dict[str, Any]:
+    cost = {"seconds": 10.0, "peak_memory_bytes": 2**20, "trainable_parameters": 7}
+    return {"selection": {"accuracy": {"value": selection}}, "test": {"accuracy": {"value": test}}, **cost}
+
+
+def metrics(of: Plan, value: Any) -> dict[tuple[str, str], Any]:
+    """`value(method, rate, seed)` -> what was measured."""
+    return {
+        (variant.label, setting.name): value(variant.label, setting.values["rate"], int(setting.values["seed"]))
+        for variant in of.variants
+        for setting in variant.settings
+    }
+
+
+def test_rate_is_chosen_on_selection_rows_and_never_on_test_rows() -> None:
+    of = plan(3)
+    found = summarise(
+        of, metrics(of, lambda _, rate, seed: measured(0.9, 0.1) if rate == "0.5" else measured(0.2, 1.0)), "lora"
+    )
+
+    assert [method["rate"] for method in found["methods"]] == [0.5] * 3
+    assert found["methods"][0]["values"] == [0.1] * 3
+    assert found["methods"][2]["learning_rates"] == {
+        "retrain.learning_rate": 0.5,
+        "search.learning_rate": 0.5,
+        "search.upper_learning_rate": 2.0,
+    }
+    assert found["methods"][0]["learning_rates"] == {"retrain.learning_rate": 0.5}
+    assert [run["chosen"] for run in found["methods"][0]["runs"]] == [True] * 3 + [False] * 3
+
+
+def test_less_of_an_error_is_better() -> None:
+    of = replace(plan(2), lower_is_better=True)
+    found = summarise(of, metrics(of, lambda _, rate, seed: measured(float(rate), 0.5)), "lora")
+    assert found["methods"][0]["rate"] == 0.5
+
+
+def test_rate_with_a_run_that_was_stopped_is_the_worst() -> None:
+    of = plan(2)
+    found = summarise(
+        of, metrics(of, lambda _, rate, seed: None if rate == "1" and seed else measured(float(rate), 0.5)), "lora"
+    )
+    assert found["methods"][0]["rate"] == 0.5
+    assert found["methods"][0]["selection_by_rate"] == {"0.5": 0.5, "1": None}
+    with pytest.raises(NonFiniteError, match=r"bidora: at every rate a run was stopped"):
+        summarise(of, metrics(of, lambda label, *_: None if label == "bidora" else measured(0.5, 0.5)), "lora")
+    one = plan(2, rates=(1.0,))
+    with pytest.raises(NonFiniteError, match=r"lora, dora, bidora"):
+        summarise(one, metrics(one, lambda *_: None), "lora")
+
+
+def test_differences_are_paired_by_seed_and_corrected_for_their_number() -> None:
+    of = plan(6)
+    lead = {"lora": 0.0, "dora": 0.01, "bidora": 0.02}
+    jitter = [0.0, 0.003, -0.004, 0.001, 0.006, -0.002]
+    test = lambda label, seed: 0.1 * seed + lead[label] + (jitter[seed] if label == "dora" else 0.0)  # noqa: E731
+    found = summarise(of, metrics(of, lambda label, _, seed: measured(0.5, test(label, seed))), "lora")
+    dora, bidora = (method["against_reference"] for method in found["methods"][1:])
+
+    assert bidora["difference"] == pytest.approx(0.02)
+    p = [signed_rank_p([test(label, seed) - test("lora", seed) for seed in range(6)]) for label in ("dora", "bidora")]
+    assert [dora["p"], bidora["p"]] == p
+    assert [dora["p_corrected"], bidora["p_corrected"]] == holm(p)
+    other = summarise(of, metrics(of, lambda label, _, seed: measured(0.5, test(label, seed))), "bidora")
+    assert "against_reference" not in other["methods"][2]
+    assert other["methods"][0]["against_reference"]["difference"] == pytest.approx(-0.02)
+
+
+def test_folds_are_compared_by_the_corrected_t_test() -> None:
+    of = replace(plan(5, methods=("lora", "dora")), folds=5)
+    values = [0.01, 0.03, 0.02, 0.05, 0.01]
+    found = summarise(
+        of, metrics(of, lambda label, _, seed: measured(0.5, values[seed] if label == "dora" else 0.0)), "lora"
+    )
+    expected = paired_folds(values, [0.0] * 5, 1 / 4)
+    assert found["methods"][1]["against_reference"]["p"] == expected.p
+    assert found["notes"] == []
+
+
+def test_few_seeds_are_told_to_prove_nothing() -> None:
+    of = plan(3)
+    few = summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)), "lora")["notes"]
+    assert few[0].startswith("With 3 seeds no p-value can be below 0.5")
+    of = plan(8)
+    assert len(summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)), "lora")["notes"]) == 1
