@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Fine-tune a pretrained model with BiDoRA, DoRA, LoRA or in full, by a recipe.",
 )
 app.command()(cli_study.compare)
+app.command()(cli_study.tune)
 app.command()(cli_study.report)
 
 

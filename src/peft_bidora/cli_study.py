@@ -9,7 +9,14 @@ import typer
 
 from peft_bidora.cli_options import AsJson, AtOnce, Overrides, RecipePath, announce, interruptible
 from peft_bidora.display import print_json
-from peft_bidora.display_study import comparison_progress, lane_progress, print_comparison, print_lanes
+from peft_bidora.display_study import (
+    comparison_progress,
+    lane_progress,
+    print_comparison,
+    print_lanes,
+    print_trials,
+    tell_trial,
+)
 from peft_bidora.errors import NonFiniteError, RecipeError
 from peft_bidora.quiet import quiet_libraries
 
@@ -79,6 +86,30 @@ def compare(
         print_json(result)
     else:
         print_comparison(plan.output, result)
+
+
+def tune(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option(help="In all, those before a kill among them.", min=1)] = 30,
+    resume: Annotated[bool, typer.Option(help="Go on with the trials in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the trials in the output folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try learning rates, rank, K and upper fraction on the selection rows; write the best recipe."""
+    if resume and overwrite:
+        raise RecipeError("--resume goes on with trials and --overwrite deletes them; expected one of them.")
+    quiet_libraries()
+    from peft_bidora.study.tune import tune as tune_recipe
+
+    with interruptible():
+        result = tune_recipe(
+            recipe, overrides or (), trials=trials, resume=resume, overwrite=overwrite, watch=tell_trial
+        )
+    if as_json:
+        print_json(result)
+    else:
+        print_trials(result)
 
 
 def report(

@@ -17,6 +17,7 @@ from peft_bidora.data.wording import shown
 from peft_bidora.display import console
 
 SHOWN_METRICS = 4  # of a lane, in its row
+SHOWN_TRIALS = 5
 
 
 @contextmanager
@@ -157,3 +158,24 @@ def print_comparison(folder: Path, result: Mapping[str, Any]) -> None:
     for note in result["notes"]:
         typer.echo(f"note: {note}")
     typer.echo(f"runs, comparison.json, .csv and .html are in {folder}")
+
+
+def tell_trial(trial: Any) -> None:
+    """Write a line on standard error for a trial that ended."""
+    value = "" if trial.value is None else f" {trial.value:.4f}"
+    sys.stderr.write(
+        f"trial {trial.number}: {trial.state}{value}  {' '.join(trial.overrides)}  {trial.reason}".rstrip() + "\n"
+    )
+
+
+def print_trials(result: Mapping[str, Any]) -> None:
+    """Print the trials that came to an end, best first, and where the best recipe is."""
+    best = result["best"]
+    ended = [trial for trial in result["trials"] if trial["state"] == "complete"]
+    ended.sort(key=lambda trial: abs(trial["value"] - best["value"]))
+    table = Table("trial", f"selection {result['metric']}", "settings")
+    for trial in ended[:SHOWN_TRIALS]:
+        table.add_row(str(trial["trial"]), shown(trial["value"]), "\n".join(trial["overrides"]))
+    console().print(table)
+    typer.echo(f"{len(result['trials'])} trials, {len(ended)} to their end; the best recipe: {result['recipe']}")
+    typer.echo(f"Train it: peft-bidora train {result['recipe']}")

@@ -1,0 +1,225 @@
+"""Choose settings by trials: optuna draws them, selection rows judge them, test rows are not read.
+
+Reference: Akiba et al. (optuna), arXiv:1907.10902; its sampler by default is the tree-structured Parzen estimator.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from peft_bidora.errors import BiDoRAError, CheckpointError, NonFiniteError, RecipeError
+from peft_bidora.recipe import folder
+from peft_bidora.recipe.load import dump_recipe, load_recipe
+from peft_bidora.recipe.output import disk_faults, held
+from peft_bidora.recipe.prepare import Prepared, prepare
+from peft_bidora.recipe.run import make_trainer
+from peft_bidora.recipe.schema import Recipe
+from peft_bidora.recipe.study_folder import check_study
+
+TRIALS, RESULT, BEST, WORK = "trials.log", "tune.json", "best.yaml", "trial"
+LOWER_STEPS = (1, 2, 4, 8)
+FACTOR = 10.0  # how far a learning rate may go from the recipe's, either way
+WATCHED = 5  # trials before any is given up early
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A trial.
+
+    Args:
+        number: from 0 up.
+        overrides: what of the recipe was otherwise.
+        value: its best selection metric; None where it has none.
+        state: complete, pruned (given up, for others were better at that step) or failed (not finite, or refused).
+        reason: why it failed.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    value: float | None
+    state: str
+    reason: str = ""
+
+
+def tune(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    trials: int,
+    resume: bool = False,
+    overwrite: bool = False,
+    watch: Callable[[Tried], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Try settings near a recipe's, and write the recipe of the best as best.yaml.
+
+    Both learning rates, K, the upper fraction and the rank are drawn; of other methods than bidora the learning rate
+    and the rank. The scaling alpha / rank stays the recipe's.
+
+    Args:
+        path: the recipe; its output is the folder of the trials.
+        overrides: `key=value`, of all trials.
+        trials: in all, those before a kill among them.
+        resume: go on with the trials that are there.
+        overwrite: replace them.
+        watch: is told each trial at its end.
+
+    Raises:
+        BiDoRAError: the recipe or its data are at fault, optuna is missing, or no trial came to an end.
+    """
+    optuna = _optuna()
+    recipe = load_recipe(path, overrides)
+    prepared = prepare(recipe)
+    if not len(prepared.rows.parts["selection"]) or not recipe.select_best:
+        raise RecipeError("tune chooses on selection rows. Set data.selection_fraction, and select_best=true.")
+    output = recipe.output
+    check_study(output, resume, overwrite, TRIALS)
+    with held(output), disk_faults(output):
+        check_study(output, resume, overwrite, TRIALS)
+        if not resume:
+            (output / TRIALS).unlink(missing_ok=True)
+        backend = optuna.storages.journal.JournalFileBackend(str(output / TRIALS))
+        study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(backend),
+            study_name=_identity(recipe),
+            load_if_exists=True,
+            direction=_direction(prepared),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=WATCHED),
+        )
+        if len(optuna.get_all_study_names(study._storage)) > 1:
+            raise CheckpointError(f"The trials in {output} are of another recipe. Put it back, or use --overwrite.")
+        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # which a kill has ended
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        while (begun := len(study.get_trials(states=ended))) < trials:
+            study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + begun)
+            watch(_try(study, path, overrides, output))
+        shutil.rmtree(output / WORK, ignore_errors=True)
+        return _conclude(study, path, overrides, output, prepared)
+
+
+def draw(trial: Any, recipe: Recipe) -> list[str]:
+    """Return the overrides of a trial.
+
+    Args:
+        trial: optuna's, which draws.
+        recipe: what is drawn near to.
+    """
+    rate = trial.suggest_float("learning_rate_factor", 1 / FACTOR, FACTOR, log=True)
+    rank = trial.suggest_categorical("rank", [4, 8, 16, 32])
+    alpha = max(1, round(recipe.adapter.alpha / recipe.adapter.rank * rank))
+    drawn = [f"retrain.learning_rate={recipe.retrain.learning_rate * rate:.6g}"]
+    if recipe.method != "full":
+        drawn += [f"adapter.rank={rank}", f"adapter.alpha={alpha}"]
+    if recipe.method == "bidora":
+        most = recipe.search.steps or max(LOWER_STEPS)  # more would leave no upper step
+        steps = [each for each in LOWER_STEPS if each <= most]
+        upper = trial.suggest_float("upper_learning_rate_factor", 1 / FACTOR, FACTOR, log=True)
+        drawn += [
+            f"search.learning_rate={recipe.search.learning_rate * rate:.6g}",
+            f"search.upper_learning_rate={recipe.search.upper_learning_rate * upper:.6g}",
+            f"search.lower_steps={trial.suggest_categorical('lower_steps', steps)}",
+            f"data.upper_fraction={trial.suggest_float('upper_fraction', 0.1, 0.5, step=0.05):.2f}",
+        ]
+    return drawn
+
+
+class _Judge(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Tell a trial the selection metric at each evaluation of the last phase, and end it where others were better."""
+
+    def __init__(self, trial: Any, metric: str, better: Callable[[float, float], float]) -> None:
+        self._trial, self._metric, self._better = trial, metric, better
+        self.best: float | None = None
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        if Path(args.output_dir).name != "retrain":
+            return
+        value = float(metrics[f"eval_{self._metric}"])
+        self.best = value if self.best is None else self._better(self.best, value)
+        self._trial.report(self.best, state.global_step)
+        if self._trial.should_prune():
+            raise _optuna().TrialPruned
+
+
+def _try(study: Any, path: Path, overrides: Sequence[str], output: Path) -> Tried:
+    optuna = _optuna()
+    trial = study.ask()
+    drawn = draw(trial, load_recipe(path, overrides))
+    trial.set_user_attr("overrides", drawn)
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    try:
+        prepared = prepare(load_recipe(path, [*overrides, *drawn, f"output={output / WORK}"]))
+    except BiDoRAError as error:  # such as an upper fraction that leaves a class out
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return Tried(trial.number, tuple(drawn), None, "failed", str(error))
+    prepared.recipe.output.mkdir()
+    trainer = make_trainer(prepared)
+    better = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
+    judge = _Judge(trial, _metric(prepared), better)
+    trainer.add_callback(judge)
+    try:
+        trainer.train()
+    except optuna.TrialPruned:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return Tried(trial.number, tuple(drawn), judge.best, "pruned")
+    except NonFiniteError as error:  # pruned is what its sampler takes for bad; a trial that fails teaches it nothing
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return Tried(trial.number, tuple(drawn), None, "failed", str(error))
+    study.tell(trial, judge.best)
+    return Tried(trial.number, tuple(drawn), judge.best, "complete")
+
+
+def _conclude(study: Any, path: Path, overrides: Sequence[str], output: Path, prepared: Prepared) -> dict[str, Any]:
+    optuna = _optuna()
+    if not study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
+        raise BiDoRAError(
+            f"No trial in {output} came to an end. See why above; lower the recipe's learning rates, or add rows."
+        )
+    best = study.best_trial
+    chosen = load_recipe(path, [*overrides, *best.user_attrs["overrides"], f"output={output / 'best'}"])
+    folder.write_text(output / BEST, dump_recipe(chosen))
+    result = {
+        "metric": _metric(prepared),
+        "best": {"trial": best.number, "value": best.value, "overrides": best.user_attrs["overrides"]},
+        "recipe": str(output / BEST),
+        "trials": [
+            {
+                "trial": trial.number,
+                "state": trial.state.name.lower(),
+                "value": trial.value,
+                "overrides": trial.user_attrs.get("overrides", []),
+            }
+            for trial in study.trials
+        ],
+    }
+    folder.write_json(output / RESULT, result)
+    return result
+
+
+def _metric(prepared: Prepared) -> str:
+    task = prepared.rows.task
+    return (prepared.recipe.select_by or task.metrics[0]) if task.has_logits else "loss"
+
+
+def _direction(prepared: Prepared) -> str:
+    metric = _metric(prepared)
+    return "minimize" if metric == "loss" or metric in prepared.rows.task.lower_is_better else "maximize"
+
+
+def _identity(recipe: Recipe) -> str:
+    """Return what trials that may be mixed have in common."""
+    from hashlib import sha256
+
+    return sha256(dump_recipe(recipe).encode()).hexdigest()[:16]
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise BiDoRAError("tune needs optuna, which is not installed: pip install 'peft-bidora[tune]'.") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
