@@ -1,11 +1,10 @@
 """What the tables of the command line show."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
-from peft_bidora.display import print_errors, print_evaluation, print_json, print_lanes
+from peft_bidora.display import print_errors, print_evaluation, print_json
 
 
 def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,19 +31,3 @@ def test_errors_of_a_lora_adapter_are_shown(capsys):
     told = capsys.readouterr().out
     assert "0.2500" in told
     assert "relative error: what the rank leaves out" in told
-
-
-def test_lanes_of_several_tasks_are_shown_side_by_side(capsys, tmp_path):
-    def outcome(seed, metric, value):
-        metrics = {"test": {metric: {"value": value}}, "kept": {"step": 4, "of": 4}, "seconds": 1.0}
-        values = {"seed": str(seed), "task": metric}
-        return SimpleNamespace(
-            setting=SimpleNamespace(name=f"seed={seed},{metric}", values=values), metrics=metrics, stopped=None
-        )
-
-    lanes = [outcome(seed, metric, 0.25 * seed) for seed in (1, 3) for metric in ("accuracy", "mse")]
-    stopped = SimpleNamespace(setting=SimpleNamespace(name="seed=5", values={}), metrics=None, stopped="step 3: no [b]")
-    print_lanes(tmp_path, [*lanes, stopped])
-    told = capsys.readouterr().out
-    assert told.count("0.5000 ± 0.3536") == 2
-    assert "seed=5 was stopped: step 3: no [b]" in told

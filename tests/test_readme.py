@@ -35,7 +35,7 @@ def test_recipe_and_commands_of_the_readme_run(tmp_path):
     short = ["search.steps=2", "retrain.steps=2", "eval_steps=2", "save_steps=2", "data.max_length=16"]
     for line in block("bash", "peft-bidora train recipe.yaml").splitlines():
         command = shlex.split(line, comments=True)[1:]
-        added = short if command[0] in ("train", "check") else []
+        added = short if command[0] in ("train", "check", "compare") else []
         output = run([sys.executable, "-m", "peft_bidora", *command, *added], tmp_path)
         assert "\x1b" not in output
     assert {"bidora", "lora"} == {
