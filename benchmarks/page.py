@@ -196,8 +196,9 @@ def decomposition() -> list[str]:
         parts += [
             f"## What training does to the weights: {settings['set']}, {settings['rows']} train rows",
             "",
-            "Slope and correlation of ΔM, the mean change of a row's length, against ΔD, the mean of 1 − cosine with the"
-            f" pretrained row, over the adapted layers every {settings['every']} steps (`benchmarks/decomposition.py`).",
+            "Slope and correlation of ΔM, the mean change of a row's length, against ΔD, the mean of 1 − cosine with"
+            f" the pretrained row, over the adapted layers every {settings['every']} steps"
+            " (`benchmarks/decomposition.py`).",
             "",
             table(["method", "slope", "correlation", "points"], rows),
             "![ΔM against ΔD by method](images/decomposition.svg)",

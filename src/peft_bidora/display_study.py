@@ -135,26 +135,27 @@ def _nothing() -> Iterator[None]:
 
 
 def print_comparison(folder: Path, result: Mapping[str, Any]) -> None:
-    """Print a row for each method: its rate, its metric, its lead over the reference, and its cost."""
+    """Print each method's rate, metric and cost, and its lead over the reference."""
     reference = next(each for each in result["methods"] if each["label"] == result["reference"])
-    over = "folds" if result["folds"] else "seeds"
-    table = Table(
-        *("method", "rate", result["metric"], "difference", "p", "time", "MiB"),
-        title=f"{result['metric']} on test rows, mean ± standard deviation over {len(reference['values'])} {over}",
-        caption=f"difference to {result['reference']} with its 95 % interval; p corrected for the number of methods",
-    )
+    over = f"{len(reference['values'])} {'folds' if result['folds'] else 'seeds'}"
+    table = Table("method", "rate", result["metric"], "time", "MiB", title=f"on test rows, over {over}")
+    leads = Table("method", "difference", "95 % interval", "p", title=f"against {reference['label']}")
     for method in result["methods"]:
-        pair = method.get("against_reference")
+        ratio = f" (× {method['seconds'] / reference['seconds']:.2f})"
         table.add_row(
             method["label"],
             f"× {method['rate']:g}",
             f"{method['mean']:.4f} ± {method['standard_deviation']:.4f}",
-            "" if pair is None else f"{pair['difference']:+.4f} ({pair['low']:+.4f} – {pair['high']:+.4f})",
-            "" if pair is None or pair["p_corrected"] is None else f"{pair['p_corrected']:.3g}",
-            f"{method['seconds']:.1f} s" if pair is None else f"× {method['seconds'] / reference['seconds']:.2f}",
+            f"{method['seconds']:.1f} s{'' if method is reference else ratio}",
             f"{method['peak_memory_bytes'] / 2**20:,.0f}",
         )
+        if (pair := method.get("against_reference")) is not None:
+            interval = f"{pair['low']:+.4f} – {pair['high']:+.4f}"
+            p = "" if pair["p_corrected"] is None else f"{pair['p_corrected']:.3g}"
+            leads.add_row(method["label"], f"{pair['difference']:+.4f}", interval, p)
     console().print(table)
+    if leads.row_count:
+        console().print(leads)
     for note in result["notes"]:
         typer.echo(f"note: {note}")
     typer.echo(f"runs, comparison.json, .csv and .html are in {folder}")
