@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: setup quickstart test test-all lint bench
+.PHONY: setup quickstart test test-all lint docs bench
 
 setup: $(INSTALLED)
 
@@ -28,6 +28,11 @@ test: lint
 
 test-all: lint
 	$(PYTEST) -m 'not gpu'
+
+# The site, in docs/_build/html. A warning is an error.
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 # DATA holds a folder for each data set, as benchmarks/methods.py says. An hour and more. betty-ml is for comparison alone.
 bench: setup

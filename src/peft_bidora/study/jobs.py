@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -58,7 +59,9 @@ def run_jobs(
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
-                running[job.label] = context.Process(target=_work, args=(job, told, at_once), daemon=True)
+                # In bytes: what imports the heavy libraries is found once they are quiet.
+                work = pickle.dumps((job.work, job.arguments))
+                running[job.label] = context.Process(target=_work, args=(job.label, work, told, at_once), daemon=True)
                 running[job.label].start()
             wait([process.sentinel for process in running.values()], timeout=POLL_SECONDS)
             listen()
@@ -82,7 +85,7 @@ def _ending(label: str, code: int) -> str:
     return f"{label}: its process {how}.{hint} Go on by --resume."
 
 
-def _work(job: Job, told: Any, at_once: int) -> None:
+def _work(label: str, pickled: bytes, told: Any, at_once: int) -> None:
     """Do the work of a job in this process, on its share of the threads."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from peft_bidora.quiet import quiet_libraries
@@ -92,14 +95,15 @@ def _work(job: Job, told: Any, at_once: int) -> None:
 
     torch.set_num_threads(max(1, torch.get_num_threads() // at_once))  # what the user's OMP_NUM_THREADS allows
     try:
-        job.work(lambda *event: told.put((job.label, event)), *job.arguments)
+        work, arguments = pickle.loads(pickled)  # of the parent process
+        work(lambda *event: told.put((label, event)), *arguments)
     except BiDoRAError as error:
-        told.put((job.label, type(error)(*(f"{job.label}: {fault}" for fault in error.faults))))
+        told.put((label, type(error)(*(f"{label}: {fault}" for fault in error.faults))))
     except KeyboardInterrupt:
         os._exit(130)
     except Exception as error:  # told by the parent, which may have other jobs to end well
         where = traceback.format_exc(limit=-3)
-        told.put((job.label, BiDoRAError(f"{job.label}: {type(error).__name__}: {error}\n{where}")))
+        told.put((label, BiDoRAError(f"{label}: {type(error).__name__}: {error}\n{where}")))
     told.close()
     told.join_thread()
 
