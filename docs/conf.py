@@ -37,7 +37,7 @@ def write_commands(_: object) -> None:
         context = command.make_context(f"peft-bidora {name}", [], resilient_parsing=True)
         parts += [f"## {name}", "", str(command.help or ""), "", "```text", _usage(command, context), "```", ""]
         kinds = {kind: [p for p in command.params if p.param_type_name == kind] for kind in ("argument", "option")}
-        rows = [(p.human_readable_name, _help(p)) for p in kinds["argument"]]
+        rows = [(p.metavar or p.name, _help(p)) for p in kinds["argument"]]
         rows += [(", ".join((*p.opts, *p.secondary_opts)), _help(p)) for p in kinds["option"]]
         parts += [
             "| argument or option | what |",
