@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from peft_bidora.errors import DataError
 def report(tell: Any, path: Path, text: str) -> None:
     tell("train", 1, 2, [0.5])
     path.write_text(text, encoding="utf-8")
+    sys.stdout.write("as the well one says\n")
 
 
 def refuse(tell: Any) -> None:

@@ -15,11 +15,12 @@ from peft_bidora.study.jobs import Job, run_jobs
 
 
 def test_failed_job_leaves_the_others_alone_and_is_told_with_its_faults(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
     jobs = [
-        Job("wrong", works.refuse, ()),
-        Job("killed", works.die, ()),
-        Job("stumbles", works.stumble, ()),
-        Job("well", works.report, (tmp_path / "well.txt", "done")),
+        Job("wrong", works.refuse, (), log),
+        Job("killed", works.die, (), log),
+        Job("stumbles", works.stumble, (), log),
+        Job("well", works.report, (tmp_path / "well.txt", "done"), log),
     ]
     told: list[tuple[Any, ...]] = []
     failed = run_jobs(jobs, 2, lambda *event: told.append(event))
@@ -28,7 +29,8 @@ def test_failed_job_leaves_the_others_alone_and_is_told_with_its_faults(tmp_path
     assert failed.keys() == {"wrong", "killed", "stumbles"}
     assert isinstance(failed["wrong"], DataError)
     assert failed["wrong"].faults == ("wrong: one is wrong", "wrong: two is wrong")
-    assert "killed: its process was ended by the signal 9" in str(failed["killed"])
+    assert f"killed: its process was ended by the signal 9; what it said is in {log}" in str(failed["killed"])
+    assert "as the well one says" in log.read_text()
     assert "stumbles: ZeroDivisionError: of a library" in str(failed["stumbles"])
     assert ("well", "train", 1, 2, [0.5]) in told
     assert ("well", "done", 1, 1, []) in told
@@ -38,9 +40,10 @@ def test_failed_job_leaves_the_others_alone_and_is_told_with_its_faults(tmp_path
 def test_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     pid_file, here = tmp_path / "pid", Path(works.__file__)
     environment = {**os.environ, "PYTHONPATH": str(here.parent)}
+    job = f"Job('waits', works.wait, (Path({str(pid_file)!r}),), Path({str(tmp_path / 'log')!r}))"
     code = (
         "import job_works as works; from pathlib import Path; from peft_bidora.study.jobs import Job, run_jobs\n"
-        f"run_jobs([Job('waits', works.wait, (Path({str(pid_file)!r}),))], 1, lambda *_: None)"
+        f"run_jobs([{job}], 1, lambda *_: None)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
     try:

@@ -89,6 +89,7 @@ def _begin(plan: Plan, resume: bool) -> None:
         if not resume:
             for name in known["folders"].values():
                 clear_runs(plan.output / name)
+                _log(plan.output / name).unlink(missing_ok=True)
         elif known["folds"] != plan.folds:
             raise CheckpointError(
                 f"The comparison in {plan.output} has folds={known['folds']}, not {plan.folds}. Put it back, or start"
@@ -105,12 +106,18 @@ def _open_jobs(plan: Plan, at_once: int | None) -> Sequence[Job]:
     jobs = []
     for variant in plan.variants:
         missing = [setting for setting in variant.settings if not _is_over(setting)]
+        log = _log(plan.folder(variant))
         if missing and variant.side_by_side:
             # All of its runs, the finished too: they are kept.
-            jobs.append(Job(variant.label, _train_lanes, (variant.settings, plan.folder(variant), at_once)))
+            jobs.append(Job(variant.label, _train_lanes, (variant.settings, plan.folder(variant), at_once), log))
         elif missing:
-            jobs += [Job(f"{variant.label} {setting.name}", _train_alone, (setting,)) for setting in missing]
+            jobs += [Job(f"{variant.label} {setting.name}", _train_alone, (setting,), log) for setting in missing]
     return jobs
+
+
+def _log(variant_folder: Path) -> Path:
+    """Return the file of what the processes of a variant say."""
+    return variant_folder.with_name(f"{variant_folder.name}.log")
 
 
 def _train_lanes(tell: Tell, settings: Sequence[Setting], output: Path, at_once: int | None) -> None:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from peft_bidora.errors import BiDoRAError
@@ -24,11 +25,13 @@ class Job:
         label: what it is called.
         work: takes what reports progress, and `arguments`; found by its name in a new interpreter.
         arguments: of it, picklable.
+        log: a file to which is added what it writes to standard output and error.
     """
 
     label: str
     work: Callable[..., None]
     arguments: tuple[Any, ...]
+    log: Path
 
 
 def run_jobs(
@@ -45,6 +48,7 @@ def run_jobs(
     """
     context = multiprocessing.get_context("spawn")  # torch does not outlive a fork with threads
     told: Any = context.Queue()
+    logs = {job.label: job.log for job in jobs}
     waiting, running, failed = list(jobs), dict[str, Any](), dict[str, BiDoRAError]()
 
     def listen() -> None:
@@ -61,7 +65,8 @@ def run_jobs(
                 job = waiting.pop(0)
                 # In bytes: what imports the heavy libraries is found once they are quiet.
                 work = pickle.dumps((job.work, job.arguments))
-                running[job.label] = context.Process(target=_work, args=(job.label, work, told, at_once), daemon=True)
+                arguments = (job.label, job.log, work, told, at_once)
+                running[job.label] = context.Process(target=_work, args=arguments, daemon=True)
                 running[job.label].start()
             wait([process.sentinel for process in running.values()], timeout=POLL_SECONDS)
             listen()
@@ -70,7 +75,7 @@ def run_jobs(
                 process.join()
                 listen()
                 if process.exitcode and label not in failed:
-                    failed[label] = BiDoRAError(_ending(label, process.exitcode))
+                    failed[label] = BiDoRAError(_ending(label, process.exitcode, logs[label]))
                 watch(label, "failed" if label in failed else "done", 1, 1, [])
     finally:
         for process in running.values():
@@ -79,14 +84,17 @@ def run_jobs(
     return failed
 
 
-def _ending(label: str, code: int) -> str:
+def _ending(label: str, code: int, log: Path) -> str:
     how = f"was ended by the signal {-code}" if code < 0 else f"ended with code {code}"
     hint = " A lack of memory does that: lower batch_size or --jobs, or set --at-once." if code == -9 else ""
-    return f"{label}: its process {how}.{hint} Go on by --resume."
+    return f"{label}: its process {how}; what it said is in {log}.{hint} Go on by --resume."
 
 
-def _work(label: str, pickled: bytes, told: Any, at_once: int) -> None:
+def _work(label: str, log: Path, pickled: bytes, told: Any, at_once: int) -> None:
     """Do the work of a job in this process, on its share of the threads."""
+    with log.open("ab") as file:  # also what libraries write beneath Python; the terminal is the parent's
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from peft_bidora.quiet import quiet_libraries
 
