@@ -151,3 +151,13 @@ def test_saved_dictionary_gives_its_splits(make_recipe: MakeRecipe, tmp_path: Pa
     parts["train"].save_to_disk(tmp_path / "single")
     single = load_recipe(make_recipe(), ["data.test=null", f"data.train={tmp_path / 'single'}"])
     assert data_files(single) == ({"train": (str(tmp_path / "single"), "train")}, [])
+
+
+def test_folds_leave_the_test_split_that_lies_beside_alone(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    rows = [{"text": f"film {i}", "label": "pos" if i % 2 else "neg"} for i in range(40)]
+    parts = {"train": Dataset.from_list(rows), "test": Dataset.from_list(rows[:6])}
+    DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    saved = str(tmp_path / "saved")
+    recipe = load_recipe(make_recipe(), ["data.test=null", f"data.train={saved}", "data.folds=4", "data.fold=3"])
+    assert data_files(recipe) == ({"train": (saved, "train")}, [])
+    assert len(read_rows(recipe, SEQUENCE_CLASSIFICATION).parts["test"]) == 10

@@ -41,6 +41,12 @@ def write(folder: Path, text: str) -> Path:
         (TEXT.replace("model: m", "model: " + "m" * 300), r"^model: expected a path .* \(File name too long\)"),
         (TEXT.replace("run", "r" * 300), r"^output: expected a path .* \(File name too long\)\.$"),
         (TEXT.replace("run", r'"r\0n"'), r"^output: expected a path .* \(embedded null byte\)"),
+        (TEXT.replace("}", ", folds: 3}"), r"^data: folds and fold go together"),
+        (TEXT.replace("}", ", folds: 3, fold: 3}"), r"^data: fold=3 of folds=3: expected one from 0 to 2"),
+        (
+            TEXT.replace("}", ", folds: 3, fold: 0, test_fraction: 0.1}"),
+            r"^data: folds takes the test rows from the train",
+        ),
     ],
 )
 def test_broken_recipe_is_refused(text: str, message: str, tmp_path: Path) -> None:
