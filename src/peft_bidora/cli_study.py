@@ -37,6 +37,9 @@ def train_lanes(recipe: Path, overrides: Sequence[str], lanes: Sequence[str], as
         if outcome.metrics is not None:
             write_model_card(outcome.setting.recipe.output)
     if as_json:
+        for outcome in outcomes:
+            if outcome.stopped is not None:
+                announce(f"{outcome.setting.name} was stopped: {outcome.stopped}")
         print_json([outcome.told() for outcome in outcomes])
     else:
         print_lanes(output, outcomes)

@@ -26,7 +26,7 @@ def lane_progress() -> Iterator[Callable[[str, int, int, list[float]], None]]:
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed} of {task.total}"),
+        TextColumn("{task.completed} of {task.total} {task.fields[unit]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[best]}"),
@@ -34,12 +34,13 @@ def lane_progress() -> Iterator[Callable[[str, int, int, list[float]], None]]:
         disable=not sys.stderr.isatty(),
     )
     with bar:
-        task = bar.add_task("lanes", total=None, best="")
+        task = bar.add_task("lanes", total=None, best="", unit="", visible=False)  # until there is something to tell
 
         def watch(phase: str, step: int, steps: int, best: list[float]) -> None:
             told = f"best {best[0]:.4f}, median {median(best):.4f}" if best else ""
-            bar.update(task, description=phase, completed=step, total=steps, best=told)
-            if bar.disable and (step % max(1, steps // 10) == 0 or step == steps):
+            unit = "lanes" if phase == "scoring" else "steps"
+            bar.update(task, description=phase, completed=step, total=steps, best=told, unit=unit, visible=True)
+            if bar.disable and phase != "scoring" and (step % max(1, steps // 10) == 0 or step == steps):
                 sys.stderr.write(f"{phase} step {step} of {steps}{': selection ' + told if told else ''}\n")
 
         yield watch

@@ -1,6 +1,7 @@
 """A study of lanes: its runs are those of single commands, and it outlives kills and full memory."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,11 @@ def study(recipe: Path, lanes: list[str], overrides: list[str] | None = None, **
     return run_lanes(settings, load_recipe(recipe, overrides or []).output, **options)
 
 
+def _in_nats(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Perplexities as the losses that they are the exponentials of, in which rounding is small."""
+    return {name: math.log(value) if "perplexity" in name else value for name, value in metrics.items()}
+
+
 def assert_as_alone(
     recipe: Path, outcomes: list[Any], folder: Path, overrides: list[str] | None = None, atol: float = 1e-4
 ) -> None:
@@ -48,7 +54,7 @@ def assert_as_alone(
         alone = load_recipe(recipe, [*(overrides or []), *values, f"output={folder / str(number)}"])
         expected = run(alone)
         names = ("test", "selection", "kept", "rows", "trainable_parameters")
-        told, wanted = (flat({name: each[name] for name in names}) for each in (outcome.metrics, expected))
+        told, wanted = (_in_nats(flat({name: each[name] for name in names})) for each in (outcome.metrics, expected))
         assert told == pytest.approx(wanted, rel=1e-3, abs=1e-4, nan_ok=True)  # float32
         found = load_file(outcome.setting.recipe.output / "adapter/adapter_model.safetensors")
         weights = load_file(alone.output / "adapter/adapter_model.safetensors")
@@ -160,12 +166,13 @@ def test_lanes_that_write_are_the_runs_alone(
     [
         (["seed"], r"--lanes 'seed': expected key=list, such as seed=0\.\.15"),
         (["seed=0,,1"], "expected key=list"),
-        (["seed=3..1"], "expected key=list"),
+        (["seed=3..1"], "the range runs backwards"),
+        (["seed=1, 2"], "blanks stand between keys alone"),
         ([""], "--lanes is empty"),
         (["seed=0..1 seed=4"], "seed is given already"),
-        (["output=a,b"], "output is given already, or is each lane's own"),
+        (["output=a,b"], "each lane has a folder of its own"),
         (["seed=1,1"], "a value stands twice"),
-        (["seed=0..99999"], "4,097 lanes, more than 4,096"),
+        (["seed=0..99999"], "more than 4,096 lanes"),
         (["method=lora,full"], "method=full trains the base model, which lanes share"),
         (["sed=0..2"], r"sed: there is no such key\. Did you mean 'seed'"),
         (["seed=0..1 search.xi=1,much"], "search.xi='much'"),
@@ -298,7 +305,7 @@ def test_study_is_not_begun_over_another_or_resumed_where_there_is_none(make_rec
     with pytest.raises(CheckpointError, match="holds no study to resume"):
         study(recipe, ["seed=0..1"], resume=True)
     study(recipe, ["seed=0..1"])
-    with pytest.raises(RecipeError, match="holds another study"):
+    with pytest.raises(RecipeError, match="holds a study already"):
         study(recipe, ["seed=0..1"])
     with pytest.raises(CheckpointError, match=r"has the lane seed=0 too"):
         study(recipe, ["seed=1..2"], resume=True)
@@ -411,16 +418,19 @@ def test_kill_among_the_finished_lanes_changes_no_bit_of_the_others(
     whole = study(recipe, lanes, [f"output={tmp_path / 'whole'}"])
     finish, left = lanes_module.finish, iter(range(3))
 
-    def killed(*args: Any) -> Any:
+    def killed(*args: Any, **options: Any) -> Any:
         if next(left, None) is None:
             raise Killed
-        return finish(*args)
+        return finish(*args, **options)
+
+    def watch(phase: str, *_: Any) -> None:
+        assert phase == "scoring", "a step was taken again"
 
     monkeypatch.setattr(lanes_module, "finish", killed)
     with pytest.raises(Killed):
         study(recipe, lanes)
     monkeypatch.setattr(lanes_module, "finish", finish)
-    resumed = study(recipe, lanes, resume=True, watch=lambda *_: pytest.fail("a step was taken again"))
+    resumed = study(recipe, lanes, resume=True, watch=watch)
     for one, other in zip(whole, resumed, strict=True):
         paths = [each.setting.recipe.output / "adapter/adapter_model.safetensors" for each in (one, other)]
         weights = [load_file(path) for path in paths]
@@ -490,5 +500,61 @@ def test_best_lane_is_the_first_that_is_told(reverse: bool, make_recipe: Make) -
     recipe = make_recipe(train=rows, test=rows[:12], task="regression", select_by="r2" if reverse else "mse")
     told: list[list[float]] = []
     study(recipe, ["seed=0..2 method=lora"], watch=lambda *args: told.append(args[3]))
-    assert len(told[-1]) == 3
-    assert told[-1] == sorted(told[-1], reverse=reverse)
+    best = [each for each in told if each][-1]
+    assert len(best) == 3
+    assert best == sorted(best, reverse=reverse)
+
+
+def test_lane_that_is_not_finished_goes_on_with_its_study_alone(make_recipe: Make, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    (outcome,) = study(recipe, ["seed=0"])
+    lane = outcome.setting.recipe.output
+    (lane / "metrics.json").unlink()
+    message = "holds a lane that is not finished. Go on with the study that it is of"
+    with pytest.raises(CheckpointError, match=message):
+        evaluate(lane)
+    with pytest.raises(CheckpointError, match=message):
+        run(load_recipe(lane / "recipe.yaml"), resume=True)
+    assert study(recipe, ["seed=0"], resume=True)[0].metrics is not None
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_folder_of_a_study_is_no_run(make_recipe: Make, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    study(recipe, ["seed=0"])
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(RecipeError, match=r"holds a study of lanes\. Name its --lanes too"):
+            run(load_recipe(recipe), **options)
+    with pytest.raises(CheckpointError, match=r"holds a study of lanes\. Name the folder of one of them"):
+        evaluate(tmp_path / "run")
+
+
+def test_notes_name_the_lanes_that_they_are_of_and_groups_are_told(make_recipe: Make) -> None:
+    train = [{"text": f"good film {i}", "label": ("pos", "neg")[i % 2]} for i in range(40)]
+    told: list[str] = []
+    # The same rows are test rows: what of them are training rows, a seed decides.
+    study(make_recipe(train=train, test=train), ["seed=0..3", "adapter.rank=2,4"], announce=told.append)
+    of_all = [note for note in told if note.startswith(("data.", "group"))]
+    assert [note for note in of_all if note.startswith("group")] == [
+        "group 1 of 2: 4 lanes, seed=0,adapter.rank=2, seed=1,adapter.rank=2 and 2 more",
+        "group 2 of 2: 4 lanes, seed=0,adapter.rank=4, seed=1,adapter.rank=4 and 2 more",
+    ]
+    overlaps = [note for note in told if "also stand" in note]
+    assert overlaps
+    assert all("test rows also stand" in note for note in overlaps)
+
+
+def test_log_of_a_lane_has_the_rate_and_norm_of_its_steps(make_recipe: Make, calm: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(model=str(calm))
+    study(recipe, ["seed=0"])
+    run(load_recipe(recipe, [f"output={tmp_path / 'alone'}"]))
+    logs = [
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (tmp_path / "run/seed=0", tmp_path / "alone")
+    ]
+    lane, alone = ([entry for entry in log if "loss" in entry] for log in logs)
+    assert len(lane) == len(alone) == 4
+    for mine, single in zip(lane, alone, strict=True):
+        assert (mine["phase"], mine["step"]) == (single["phase"], single["step"])
+        for name in ("learning_rate", "grad_norm", "loss"):
+            assert mine[name] == pytest.approx(single[name], rel=1e-4)

@@ -101,7 +101,7 @@ def test_comparison_that_is_there_is_replaced_only_where_asked(
 ) -> None:
     recipe = make_recipe()
     compare(planned(recipe, ("lora", "dora"), seeds=1))
-    with pytest.raises(RecipeError, match=r"holds another study\. Go on with it by --resume"):
+    with pytest.raises(RecipeError, match=r"holds a study already\. Go on with it by --resume"):
         compare(planned(recipe, ("lora",), seeds=1))
     compare(planned(recipe, ("lora",), seeds=2), overwrite=True)
     assert not (tmp_path / "run/dora/rate=1,seed=0").exists()

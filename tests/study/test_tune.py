@@ -76,7 +76,7 @@ def test_resumed_trials_go_on_after_the_one_that_was_killed(
 
     assert [trial.number for trial in told] == [2, 3]
     assert [trial["state"] for trial in result["trials"]] == ["complete", "fail", "complete", "complete"]
-    with pytest.raises(RecipeError, match="holds another study"):
+    with pytest.raises(RecipeError, match="holds a study already"):
         tune(recipe, [], trials=3)
     with pytest.raises(CheckpointError, match="are of another recipe"):
         tune(recipe, ["retrain.steps=6"], trials=3, resume=True)

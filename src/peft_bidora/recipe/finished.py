@@ -54,6 +54,8 @@ def read_run(run_folder: Path) -> FinishedRun:
     """
     folder.require_run(run_folder)
     recipe = load_recipe(run_folder / folder.RECIPE).model_copy(update={"output": run_folder})
+    if folder.is_open_lane(run_folder):
+        raise CheckpointError(f"{run_folder} {folder.LANE_GOES_ON}")
     if not (run_folder / folder.METRICS).is_file():
         raise CheckpointError(
             f"{run_folder} holds a run that is not finished. Go on with it:"

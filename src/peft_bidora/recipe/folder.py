@@ -21,6 +21,7 @@ from peft_bidora.recipe.schema import Recipe
 
 RECIPE, MANIFEST, METRICS, TASK = "recipe.yaml", "manifest.json", "metrics.json", "task.json"
 SECONDS = "seconds.json"
+STUDY = "lanes.json"  # of a folder with many runs
 DEFAULT_CURE = "Put it back from a copy, or train anew with --overwrite"
 # What a run writes; the metrics, which mark it as finished, are the first to go, and the manifest, which makes the
 # folder a run, is the last to go and the first to come.
@@ -30,6 +31,7 @@ WRITTEN = (
 )
 BEFORE_A_RUN = (LOCK, f"{MANIFEST}.partial")  # what a process leaves that is killed before it has begun
 LOADED = re.compile(r"""(\.from_pretrained\()('[^']*'|"[^"]*")""")  # a folder, in a line that loads it
+LANE_GOES_ON = "holds a lane that is not finished. Go on with the study that it is of, by its command and --resume."
 PACKAGES = ("peft-bidora", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -48,8 +50,15 @@ def is_run(folder: Path) -> bool:
     return isinstance(manifest, dict) and all(isinstance(manifest.get(key), dict) for key in wanted)
 
 
+def is_open_lane(folder: Path) -> bool:
+    """Return whether a run is a lane of a study, and not over."""
+    return read_object(folder / MANIFEST, ()).get("lane", False) and not (folder / METRICS).is_file()
+
+
 def require_run(folder: Path) -> None:
     """Raise CheckpointError unless a folder holds a run."""
+    if (folder / STUDY).is_file():
+        raise CheckpointError(f"{folder} holds a study of lanes. Name the folder of one of them, in it.")
     if not is_run(folder):
         raise CheckpointError(
             f"{folder} holds no run: expected a {MANIFEST} that one wrote. Name the output folder of a run."
@@ -63,9 +72,13 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
         RecipeError: another run or other files are there, or the folder cannot be written in.
         CheckpointError: there is no run to resume.
     """
+    if (folder / STUDY).is_file():
+        raise RecipeError(f"output={folder} holds a study of lanes. Name its --lanes too, or another output.")
     if resume:
         if not is_run(folder):
             raise CheckpointError(f"output={folder} holds no run to resume. Start it without --resume.")
+        if is_open_lane(folder):
+            raise CheckpointError(f"output={folder} {LANE_GOES_ON}")
     elif folder.exists() and not folder.is_dir():
         raise RecipeError(f"output={folder} is a file; expected a folder to make. Name another output.")
     elif is_run(folder) and not overwrite:
@@ -78,10 +91,14 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
     check_writable(folder)
 
 
-def begin(prepared: Prepared) -> dict[str, Any]:
+def begin(prepared: Prepared, is_lane: bool = False) -> dict[str, Any]:
     """Make a run folder with its recipe, task and manifest; return the manifest.
 
     Of a run that is replaced only what a run writes is removed.
+
+    Args:
+        prepared: the run.
+        is_lane: whether it is one of a study, which alone goes on with it.
     """
     recipe, rows = prepared.recipe, prepared.rows
     recipe.output.mkdir(parents=True, exist_ok=True)
@@ -92,6 +109,7 @@ def begin(prepared: Prepared) -> dict[str, Any]:
         "data_sha256": rows.file_hashes,
         "split_sha256": rows.split_hashes(),
         "rows": {name: len(part) for name, part in rows.parts.items()},
+        **({"lane": True} if is_lane else {}),
     }
     write_json(recipe.output / MANIFEST, manifest)
     task = {

@@ -155,10 +155,17 @@ def _lists(lanes: Sequence[str]) -> dict[str, list[str]]:
     for text in " ".join(lanes).split():
         key, equals, listed = text.partition("=")
         values = _values(listed)
-        if not key or not equals or not all(values):
-            faults.append(f"--lanes {text!r}: expected key=list, such as seed=0..15 or method=lora,dora.")
-        elif key in lists or key == "output":
-            faults.append(f"--lanes {text!r}: {key} is given already, or is each lane's own. Leave it out.")
+        if (backwards := RANGE.fullmatch(listed)) and int(backwards.group(1)) > int(backwards.group(2)):
+            faults.append(f"--lanes {text!r}: the range runs backwards; expected the smaller number first.")
+        elif not key or not equals or not all(values):
+            faults.append(
+                f"--lanes {text!r}: expected key=list, such as seed=0..15 or method=lora,dora; blanks stand"
+                " between keys alone."
+            )
+        elif key == "output":
+            faults.append(f"--lanes {text!r}: each lane has a folder of its own in the recipe's output. Leave it out.")
+        elif key in lists:
+            faults.append(f"--lanes {text!r}: {key} is given already. Put all of its values into one list.")
         elif len(set(values)) < len(values):
             faults.append(f"--lanes {text!r}: a value stands twice. Leave one out.")
         lists[key] = values
@@ -166,7 +173,7 @@ def _lists(lanes: Sequence[str]) -> dict[str, list[str]]:
     if not faults and not lists:
         faults.append("--lanes is empty; expected key=list, such as seed=0..15.")
     if not faults and count > MOST:
-        faults.append(f"--lanes: {count:,} lanes, more than {MOST:,}. Vary less at once.")
+        faults.append(f"--lanes: more than {MOST:,} lanes. Vary less at once.")
     if faults:
         raise RecipeError(*faults)
     return lists

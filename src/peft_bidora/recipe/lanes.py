@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from peft_bidora.adapter.parameters import restore
+from peft_bidora.data.wording import counted
 from peft_bidora.errors import CheckpointError, Faults
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.lane_settings import UNCHECKED, Setting
@@ -27,6 +28,7 @@ from peft_bidora.recipe.study_folder import (
     halved,
     is_begun,
     is_over,
+    remove_checkpoints,
 )
 from peft_bidora.tasks.base_model import load_config
 from peft_bidora.training.lane import Lane
@@ -34,6 +36,7 @@ from peft_bidora.training.lane_passes import rows_a_pass
 from peft_bidora.training.lanes import Watch, train_lanes
 
 logger = logging.getLogger(__name__)
+SHOWN_NAMES = 2  # of lanes that a note is of
 USED = 0.7  # of the memory that is free, by an estimate that is an upper bound
 BYTES_A_PARAMETER = 24  # value, gradient, two moments, and a copy of it when it is perturbed and when it is stacked
 
@@ -86,14 +89,18 @@ def run_lanes(
     with held(output):
         check_study(output, resume, overwrite)
         prepared = _prepare(settings, resume)
-        for note in dict.fromkeys(note for run in prepared.values() for note in run.rows.notes):
+        for note in _notes(prepared):
             announce(note)
         with disk_faults(output, "--resume" if resume else "--overwrite"):
             manifests = begin_study(settings, prepared, output, resume)
         with disk_faults(output):
             waiting = groups_to_train(prepared, output, at_once)
+            begun = 0
             while waiting:
                 names, checkpoint = waiting.pop(0)
+                begun += 1
+                if begun > 1 or waiting:
+                    announce(f"group {begun} of {begun + len(waiting)}: {counted(len(names), 'lane')}, {some(names)}")
                 group = {name: prepared[name] for name in names}
                 try:
                     lanes, seconds = _train(group, checkpoint, at_once, watch)
@@ -110,13 +117,30 @@ def run_lanes(
                     announce(f"{len(names)} lanes may not fit the memory; they are trained {error.fit} at a time.")
                     waiting[:0] = divided(names, checkpoint, error.fit)
                 else:
-                    _finish(group, lanes, manifests, seconds)
+                    _finish(group, lanes, manifests, seconds, watch)
                     checkpoint.unlink(missing_ok=True)
                 finally:
                     gc.collect()
                     if torch.cuda.is_available():
                         torch.cuda.empty_cache()
+        remove_checkpoints(output)
         return [_outcome(setting) for setting in settings]
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _notes(prepared: dict[str, Prepared]) -> Iterator[str]:
+    """Yield each note once, with the lanes that it is of where it is not of all."""
+    lanes: dict[str, list[str]] = {}
+    for name, run in prepared.items():
+        for note in run.rows.notes:
+            lanes.setdefault(note, []).append(name)
+    for note, names in lanes.items():
+        yield note if len(names) == len(prepared) else f"{some(names)}: {note}"
 
 
 class TooManyLanes(Exception):
@@ -164,10 +188,15 @@ def _train(group: dict[str, Prepared], checkpoint: Path, at_once: int | None, wa
 
 
 def _finish(
-    group: dict[str, Prepared], lanes: Sequence[Lane], manifests: dict[str, dict[str, Any]], seconds: float
+    group: dict[str, Prepared],
+    lanes: Sequence[Lane],
+    manifests: dict[str, dict[str, Any]],
+    seconds: float,
+    watch: Watch,
 ) -> None:
     """Score each run that is not over and write its folder."""
-    for lane in lanes:
+    for number, lane in enumerate(lanes):
+        watch("scoring", number, len(lanes), [])
         run = group[lane.name]
         if is_over(run.recipe.output):
             continue
@@ -178,8 +207,9 @@ def _finish(
         trainer = make_trainer(run)
         named = dict(trainer.model.named_parameters())
         restore({name: named[name] for name in lane.values}, lane.values)
-        finish(run, trainer, manifests[lane.name], seconds, lane.log, lane.kept)
+        finish(run, trainer, manifests[lane.name], seconds, lane.log, lane.kept, shown=False)
         del trainer, named  # before the next model is loaded
+    watch("scoring", len(lanes), len(lanes), [])
 
 
 def _lanes(group: dict[str, Prepared]) -> tuple[list[Lane], Any]:

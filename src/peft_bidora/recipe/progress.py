@@ -9,12 +9,13 @@ from tqdm import tqdm
 
 
 @contextmanager
-def progress_bar(rows: int, what: str) -> Iterator[Callable[[int], Any]]:
+def progress_bar(rows: int, what: str, shown: bool = True) -> Iterator[Callable[[int], Any]]:
     """Show a bar while the context is open, where standard error is a terminal; yield what tells it rows are done.
 
     Args:
         rows: all that are to be done.
         what: is done with them.
+        shown: False shows none.
     """
-    with tqdm(total=rows, desc=what, unit=" rows", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=rows, desc=what, unit=" rows", file=sys.stderr, disable=not (shown and sys.stderr.isatty())) as bar:
         yield bar.update

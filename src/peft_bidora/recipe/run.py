@@ -151,6 +151,7 @@ def finish(
     seconds: float,
     history: list[dict[str, Any]],
     kept: dict[str, int] | None,
+    shown: bool = True,
 ) -> dict[str, Any]:
     """Save the adapter first, then score the test rows; metrics.json, written last, marks the run as finished.
 
@@ -161,6 +162,7 @@ def finish(
         seconds: of training.
         history: what was logged.
         kept: the step whose checkpoint the model is, of how many; None for the last.
+        shown: whether a bar shows the rows that are scored.
     """
     recipe, task, output = prepared.recipe, prepared.rows.task, prepared.recipe.output
     peak = peak_memory_bytes()
@@ -176,7 +178,7 @@ def finish(
         part = prepared.rows.parts[name]
         if not len(part):
             continue
-        with progress_bar(len(part), name) as progress:
+        with progress_bar(len(part), name, shown) as progress:
             predictions = predict(
                 trainer.model,
                 task,

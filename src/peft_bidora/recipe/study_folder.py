@@ -2,16 +2,18 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from peft_bidora.errors import CheckpointError, RecipeError
 from peft_bidora.recipe import folder
+from peft_bidora.recipe.folder import STUDY
 from peft_bidora.recipe.lane_settings import Setting, grouped
 from peft_bidora.recipe.prepare import Prepared
 from peft_bidora.training.lane_checkpoint import read_checkpoint, write_checkpoint
 
-STUDY, CHECKPOINTS, STOPPED = "lanes.json", "checkpoints", "stopped.json"
+CHECKPOINTS, STOPPED = "checkpoints", "stopped.json"
 
 
 def check_study(output: Path, resume: bool, overwrite: bool, marker: str = STUDY) -> None:
@@ -32,7 +34,7 @@ def check_study(output: Path, resume: bool, overwrite: bool, marker: str = STUDY
         raise CheckpointError(f"output={output} holds no study to resume. Start it without --resume.")
     if is_study and not resume and not overwrite:
         raise RecipeError(
-            f"output={output} holds another study. Go on with it by --resume, replace it by --overwrite, or name"
+            f"output={output} holds a study already. Go on with it by --resume, replace it by --overwrite, or name"
             " another output."
         )
     if is_study:
@@ -65,7 +67,7 @@ def begin_study(
         if resume and is_begun(run_folder):
             manifests[setting.name] = folder.read_object(run_folder / folder.MANIFEST, ())
         else:
-            manifests[setting.name] = folder.begin(prepared[setting.name])
+            manifests[setting.name] = folder.begin(prepared[setting.name], is_lane=True)
             (run_folder / STOPPED).unlink(missing_ok=True)
     return manifests
 
@@ -80,6 +82,12 @@ def clear_runs(output: Path) -> None:
             (path / STOPPED).unlink(missing_ok=True)
             if not any(path.iterdir()):
                 path.rmdir()
+
+
+def remove_checkpoints(output: Path) -> None:
+    """Remove the folder of the checkpoints, which is empty once all lanes are over."""
+    with suppress(OSError):
+        (output / CHECKPOINTS).rmdir()
 
 
 def is_begun(run_folder: Path) -> bool:

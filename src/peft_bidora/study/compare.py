@@ -11,7 +11,7 @@ from peft_bidora.recipe.lane_settings import Setting
 from peft_bidora.recipe.lanes import run_lanes
 from peft_bidora.recipe.output import held
 from peft_bidora.recipe.run import run
-from peft_bidora.recipe.study_folder import STOPPED, STUDY, check_study, clear_runs
+from peft_bidora.recipe.study_folder import STOPPED, check_study, clear_runs
 from peft_bidora.study.jobs import Job, Tell, run_jobs
 from peft_bidora.study.plan import Plan
 from peft_bidora.study.summary import summarise
@@ -121,7 +121,7 @@ def _log(variant_folder: Path) -> Path:
 
 
 def _train_lanes(tell: Tell, settings: Sequence[Setting], output: Path, at_once: int | None) -> None:
-    run_lanes(settings, output, resume=(output / STUDY).is_file(), at_once=at_once, watch=tell)
+    run_lanes(settings, output, resume=(output / folder.STUDY).is_file(), at_once=at_once, watch=tell)
 
 
 def _train_alone(tell: Tell, setting: Setting) -> None:

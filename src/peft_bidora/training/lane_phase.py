@@ -71,6 +71,7 @@ class LanePhase:
         self.settled = False
         self.best: Best | None = None
         self.losses: list[Tensor] = []  # since they were logged
+        self.told: dict[str, float] = {}  # of the last step
 
     @property
     def is_moving(self) -> bool:
@@ -94,7 +95,7 @@ class LanePhase:
 
     def drain_log(self, step: int) -> None:
         """Log the means since the last call."""
-        entry: dict[str, Any] = {"phase": self.phase, "step": step, "learning_rate": self.learning_rate()}
+        entry: dict[str, Any] = {"phase": self.phase, "step": step, **self.told}
         if self.losses:
             entry["loss"] = torch.stack(self.losses).float().mean().item()
         if self.upper is not None:

@@ -186,6 +186,7 @@ class _Phase:
             if not part.is_moving:
                 continue
             part.losses.append(losses[index])
+            part.told = {"grad_norm": size, "learning_rate": part.learning_rate()}
             for name in part.lower:
                 part.views[name].grad = clipped[name][index] if name in clipped else None
             part.optimizer.step()
