@@ -74,6 +74,8 @@ def compare(
 
     listed = labels(methods)
     plan = make_plan(recipe, overrides or (), listed, seeds=seeds, rates=factors(rates), folds=folds)
+    for note in plan.notes:
+        announce(note)
     announce(f"{plan.runs:,} runs: {len(listed)} methods, {len(plan.rates)} rates, {seeds} seeds, {folds or 1} folds")
     if jobs > (os.cpu_count() or 1):
         announce(f"--jobs {jobs} is more than the cores of this machine: they will wait for each other.")

@@ -196,6 +196,29 @@ def test_report_of_a_comparison_tells_the_difference_in_words(tmp_path: Path) ->
     assert "a note" in words
 
 
+def test_texts_with_other_ends_of_lines_and_names_with_backslashes_are_reported(
+    make_recipe: Make, tmp_path: Path
+) -> None:
+    rows = [{"text": f"good \u2028 film \x85 {i}", "label": ("pos", "neg")[i % 2]} for i in range(40)]
+    assert_self_contained(report(make_recipe(train=rows, test=rows[:12])))
+    (tmp_path / "other").mkdir()
+    text = write_report(comparison(tmp_path / "other", (r"lora a=\d\1", "dora"))).read_text(encoding="utf-8")
+    assert r"lora a=\d\1" in text
+    with (tmp_path / "run/predictions.jsonl").open("a") as file:
+        file.write('{"text": ')
+    with pytest.raises(CheckpointError, match=r"predictions\.jsonl is damaged"):
+        write_report(tmp_path / "run")
+
+
+def test_worse_is_worse_where_less_is_better(tmp_path: Path) -> None:
+    folder = comparison(tmp_path, ("lora", "dora"))
+    result = json.loads((folder / RESULT).read_text())
+    result["methods"][1]["against_reference"] |= {"p_corrected": 0.01}
+    for lower, word in ((False, "better"), (True, "worse")):
+        (folder / RESULT).write_text(json.dumps({**result, "lower_is_better": lower}))
+        assert f"+0.0200, {word}, and hardly by chance" in write_report(folder).read_text(encoding="utf-8")
+
+
 def test_table_of_a_comparison_has_a_row_for_each_run(tmp_path: Path) -> None:
     result = compare_module.read_comparison(comparison(tmp_path))
     write_csv(result, tmp_path / "runs.csv")

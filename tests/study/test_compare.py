@@ -1,13 +1,14 @@
 """A comparison as a whole: its runs are those of single commands, it outlives kills, and bad input loses nothing."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from peft_bidora.errors import BiDoRAError, CheckpointError, RecipeError
+from peft_bidora.errors import BiDoRAError, CheckpointError, NonFiniteError, RecipeError
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.run import run
 from peft_bidora.study import compare as compare_module
@@ -49,7 +50,7 @@ def test_comparison_has_the_metrics_of_the_runs_alone(make_recipe: Make, tmp_pat
     assert inline[:2] == ["lora", "bidora"]
     assert len(inline) == 2 + 4  # a job for each run that is trained in full
     assert [method["label"] for method in result["methods"]] == ["lora", "bidora", "full"]
-    assert {event[1] for event in told if event[0] == "bidora"} == {"search", "retrain"}
+    assert {event[1] for event in told if event[0] == "bidora"} == {"search", "retrain", "scoring"}
     for method in result["methods"]:
         for each in method["runs"]:
             factor = float(each["rate"])
@@ -149,3 +150,44 @@ def test_comparison_in_processes_of_their_own_is_the_same(make_recipe: Make, tmp
 
     assert [len(method["values"]) for method in result["methods"]] == [1, 1]
     assert result["methods"][1]["against_reference"]["p"] is None
+
+
+def test_resumed_comparison_refuses_another_recipe(make_recipe: Make, tmp_path: Path, inline: list[str]) -> None:
+    recipe = make_recipe()
+    compare(planned(recipe, ("lora", "full"), seeds=1))
+    changed = make_plan(recipe, ["retrain.steps=6"], ["lora", "full"], seeds=1)
+    with pytest.raises(CheckpointError, match=r"retrain\.steps was 4 and is 6"):
+        compare(changed, resume=True)
+    assert (tmp_path / "run/comparison.json").is_file()
+
+
+def test_replaced_comparison_leaves_reports_and_runs_of_others_alone(
+    make_recipe: Make, tmp_path: Path, inline: list[str]
+) -> None:
+    recipe = make_recipe()
+    compare(planned(recipe, ("lora", "full"), seeds=1))
+    (tmp_path / "run/comparison.html").write_text("old")
+    (tmp_path / "run/lora/rate=1,seed=0/report.html").write_text("old")
+    mine = run(load_recipe(recipe, [f"output={tmp_path / 'run/lora/mine'}", "method=lora"]))
+    with pytest.raises(BiDoRAError, match="files that are no run"):  # and nothing of it is touched
+        compare(planned(recipe, ("lora",), seeds=1), overwrite=True)
+    assert not (tmp_path / "run/comparison.html").exists()
+    assert json.loads((tmp_path / "run/lora/mine/metrics.json").read_text())["test"] == mine["test"]
+    shutil.rmtree(tmp_path / "run/lora/mine")
+    compare(planned(recipe, ("lora",), seeds=1), overwrite=True)
+    assert not (tmp_path / "run/full/rate=1,seed=0").exists()
+
+
+def test_full_run_that_diverges_counts_as_the_worst_rate(
+    make_recipe: Make, inline: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(recipe: Any, **options: Any) -> Any:
+        if recipe.retrain.learning_rate > 1:
+            recipe.output.mkdir(parents=True)
+            raise NonFiniteError("the training loss is nan")
+        return run(recipe, **options)
+
+    monkeypatch.setattr(compare_module, "run", diverge)
+    result = compare(planned(make_recipe(), ("full",), seeds=1, rates=(1.0, 1e30)))
+    assert result["methods"][0]["rate"] == 1.0
+    assert [each["stopped"] for each in result["methods"][0]["runs"]] == [False, True]

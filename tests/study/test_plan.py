@@ -54,10 +54,24 @@ def test_folds_are_those_of_each_seed(make_recipe: Make) -> None:
         (["lora", "lora"], {}, r"'lora' stands twice"),
         ([""], {}, r"--methods is empty"),
         (["search.xi=1"], {}, r"expected a method first"),
-        (["lora seed=3"], {}, r"seed=3 is the comparison's own"),
+        *(
+            ([f"lora {key}=3"], {}, rf"{key}=3 is of all methods")
+            for key in (
+                "seed",
+                "output",
+                "data.fold",
+                "data.folds",
+                "data.test",
+                "data.test_fraction",
+                "method",
+                "select_by",
+            )
+        ),
+        ([f"lora search.steps={'9' * 250}"], {}, r"a folder with too long a name"),
         (["loar"], {}, r"method='loar'"),
         (["lora"], {"rates": [0.0]}, r"expected different factors above 0"),
-        (["lora"], {"rates": [1.0, 1.0]}, r"expected different factors above 0"),
+        (["lora"], {"rates": [1.0, 1.0000001]}, r"expected different factors above 0"),
+        (["lora"], {"rates": [1.0, float("inf")]}, r"expected different factors above 0"),
         (["lora"], {"folds": 3}, r"folds takes the test rows from the train file"),
     ],
 )
@@ -85,3 +99,36 @@ def test_rates_that_are_no_numbers_are_refused() -> None:
     assert factors("0.5,1") == [0.5, 1.0]
     with pytest.raises(RecipeError, match=r"--rates '1,x': expected factors with commas between"):
         factors("1,x")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("push_to_hub=owner/name", "push_to_hub is of a single run"),
+        ("report_to=[tensorboard]", "report_to is of a single run"),
+        ("data.test_fraction=0.2", "gives each seed other test rows"),
+    ],
+)
+def test_recipe_that_cannot_be_compared_is_refused(override: str, message: str, make_recipe: Make) -> None:
+    overrides = ["data.test=null", override] if "fraction" in override else [override]
+    with pytest.raises(RecipeError, match=message):
+        make_plan(make_recipe(), overrides, ["lora"], seeds=1)
+
+
+def test_metric_is_that_of_the_recipe_and_of_its_task(make_recipe: Make) -> None:
+    assert make_plan(make_recipe(select_by="f1_macro"), [], ["lora"], seeds=1).metric == "f1_macro"
+    rows = [{"text": f"good film {i}", "label": i / 7} for i in range(40)]
+    recipe = make_recipe(train=rows, test=rows[:12], task="regression", select_by="mse")
+    assert make_plan(recipe, [], ["lora"], seeds=1).lower_is_better
+
+
+def test_every_seed_is_checked(make_recipe: Make) -> None:
+    rows = [{"text": f"film {i}", "label": ("a", "b", "c")[min(2, i % 18)]} for i in range(54)]
+    # Of some seeds the rare classes are not in every split.
+    with pytest.raises(BiDoRAError, match="class"):
+        make_plan(make_recipe(train=rows, test=rows[:12]), ["data.upper_fraction=0.05"], ["lora"], seeds=4)
+
+
+def test_values_in_brackets_may_hold_blanks(make_recipe: Make) -> None:
+    plan = make_plan(make_recipe(), [], ["lora adapter.target_modules=[query, value]"], seeds=1)
+    assert plan.variants[0].settings[0].recipe.adapter.target_modules == ["query", "value"]

@@ -37,7 +37,8 @@ def test_corrected_t_test_widens_the_variance_by_the_ratio_of_test_to_training_r
 
 
 def test_a_difference_without_spread_has_no_interval() -> None:
-    assert paired_folds([1.0, 1.0], [0.0, 0.0], 0.25).p == 0.0
+    assert paired_folds([1.0, 1.0], [0.0, 0.0], 0.25).p is None
+    assert paired_folds([0.1 + 0.2] * 3, [0.3] * 3, 0.25).p == 1.0
     assert paired_folds([1.0, 1.0], [1.0, 1.0], 0.25).p == 1.0
     assert paired_folds([1.0], [0.0], 0.25).p is None
     level = paired_seeds([0.8, 0.9], [0.7, 0.8])
@@ -50,8 +51,10 @@ def test_equal_values_have_a_p_value_of_one_and_a_single_pair_has_none() -> None
 
 
 def test_rounding_breaks_no_tie() -> None:
-    # 0.3 − 0.2 and 0.9 − 0.8 are not the same number in binary
-    assert signed_rank_p([0.3 - 0.2, -(0.9 - 0.8), 0.5]) == signed_rank_p([0.1, -0.1, 0.5])
+    # 0.3 − 0.2 < 0.4 − 0.3 in binary: as ranks 1 and 2 they would give another sum than as a tie of 1.5 each.
+    broken = [0.3 - 0.2, -(0.4 - 0.3), 0.5, 0.6, 0.7, 0.8]
+    assert broken[0] != -broken[1]
+    assert signed_rank_p(broken) == signed_rank_p([0.125, -0.125, 0.5, 0.6, 0.7, 0.8])
 
 
 @pytest.mark.parametrize("pairs", [3, 5, 6, 8])
@@ -64,7 +67,7 @@ def test_bootstrap_interval_is_that_of_scipy_and_of_the_seed() -> None:
     found = paired_seeds(values, reference, seed=3)
 
     expected = stats.bootstrap(
-        (values - reference,), np.mean, n_resamples=9999, method="BCa", rng=np.random.default_rng(3)
+        (np.round(values - reference, 12),), np.mean, n_resamples=9999, method="BCa", rng=np.random.default_rng(3)
     ).confidence_interval
     assert (found.low, found.high) == (expected.low, expected.high)
     assert found.low < found.difference < found.high

@@ -40,6 +40,7 @@ def plan(
 
 def measured(selection: float, test: float) -> dict[str, Any]:
     cost = {"seconds": 10.0, "peak_memory_bytes": 2**20, "trainable_parameters": 7}
+    cost["rows"] = {"lower": 60, "upper": 20, "selection": 4, "test": 16}
     return {"selection": {"accuracy": {"value": selection}}, "test": {"accuracy": {"value": test}}, **cost}
 
 
@@ -112,14 +113,43 @@ def test_folds_are_compared_by_the_corrected_t_test() -> None:
     found = summarise(
         of, metrics(of, lambda label, _, seed: measured(0.5, values[seed] if label == "dora" else 0.0)), "lora"
     )
-    expected = paired_folds(values, [0.0] * 5, 1 / 4)
+    expected = paired_folds(values, [0.0] * 5, 16 / 80)
     assert found["methods"][1]["against_reference"]["p"] == expected.p
-    assert found["notes"] == []
+    assert not any("same test rows" in note or "p-value" in note for note in found["notes"])
 
 
 def test_few_seeds_are_told_to_prove_nothing() -> None:
     of = plan(3)
     few = summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)), "lora")["notes"]
     assert few[0].startswith("With 3 seeds no p-value can be below 0.5")
-    of = plan(8)
+    assert few[1].startswith("An interval of fewer than 10 pairs")
+    of = plan(6, methods=("lora", "dora"))  # 2 of 64 signs, and one comparison
+    assert not any(
+        "p-value" in each for each in summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)), "lora")["notes"]
+    )
+    of = plan(6)  # two comparisons
+    assert any("p-value" in each for each in summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)), "lora")["notes"])
+    of = plan(10)
     assert len(summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)), "lora")["notes"]) == 1
+
+
+def test_cost_and_other_metrics_are_those_of_the_chosen_runs() -> None:
+    of = plan(3)
+
+    def value(_: str, rate: str, seed: int) -> dict[str, Any]:
+        run = measured(0.9 if rate == "1" else 0.1, 0.5 + 0.1 * seed)
+        run["test"]["f1"] = {"value": 0.2 * seed}
+        factor = 1 if rate == "1" else 100
+        return {**run, "seconds": factor * (10.0 + seed**3), "peak_memory_bytes": factor * (seed + 1)}
+
+    method = summarise(of, metrics(of, value), "lora")["methods"][0]
+    assert (method["seconds"], method["peak_memory_bytes"]) == (11.0, 3)
+    assert method["standard_deviation"] == pytest.approx(0.1)
+    assert method["others"]["f1"]["mean"] == pytest.approx(0.2)
+
+
+def test_rate_counts_as_the_worst_where_any_run_was_stopped() -> None:
+    of = plan(3, methods=("lora", "dora"))
+    stopped = lambda label, rate, seed: rate == "1" and seed == 1  # noqa: E731
+    found = summarise(of, metrics(of, lambda *key: None if stopped(*key) else measured(float(key[1]), 0.5)), "lora")
+    assert [method["rate"] for method in found["methods"]] == [0.5, 0.5]

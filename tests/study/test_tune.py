@@ -80,7 +80,17 @@ def test_resumed_trials_go_on_after_the_one_that_was_killed(
         tune(recipe, [], trials=3)
     with pytest.raises(CheckpointError, match="are of another recipe"):
         tune(recipe, ["retrain.steps=6"], trials=3, resume=True)
+    assert len(tune(recipe, [], trials=3, resume=True)["trials"]) == 4  # which the other has not spoilt
+    (tmp_path / "run/trial").mkdir()
+    (tmp_path / "run/trial/notes.txt").write_text("mine")
     assert len(tune(recipe, [], trials=1, overwrite=True)["trials"]) == 1
+    assert (tmp_path / "run/trial/notes.txt").is_file()
+    with (tmp_path / "run/optuna-trials.log").open("a") as file:
+        file.write('{"op_code": ')  # a kill in the middle of a record
+    assert len(tune(recipe, [], trials=2, resume=True)["trials"]) == 2
+    (tmp_path / "run/optuna-trials.log").write_text("{\n{\n")
+    with pytest.raises(CheckpointError, match=r"optuna-trials\.log is damaged"):
+        tune(recipe, [], trials=2, resume=True)
 
 
 def test_trial_that_is_not_finite_is_passed_over(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ DEFAULT_CURE = "Put it back from a copy, or train anew with --overwrite"
 # folder a run, is the last to go and the first to come.
 WRITTEN = (
     *(METRICS, "search", "retrain", "adapter", "model", TASK, RECIPE),
-    *("metrics.jsonl", "predictions.jsonl", SECONDS, MANIFEST),
+    *("metrics.jsonl", "predictions.jsonl", "report.html", SECONDS, MANIFEST),
 )
 BEFORE_A_RUN = (LOCK, f"{MANIFEST}.partial")  # what a process leaves that is killed before it has begun
 LOADED = re.compile(r"""(\.from_pretrained\()('[^']*'|"[^"]*")""")  # a folder, in a line that loads it
@@ -215,6 +215,21 @@ def read_object(path: Path, keys: Iterable[str], cure: str = DEFAULT_CURE) -> di
     if missing := [key for key in keys if key not in found]:
         raise _damaged(path, f"it has no {', '.join(missing)}", cure)
     return found
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return what `write_json_lines` wrote; nothing where there is no file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="\n") as lines:  # a text may hold other ends of lines
+            return [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error), DEFAULT_CURE) from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from peft_bidora.errors import CheckpointError, RecipeError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.folder import STUDY
-from peft_bidora.recipe.lane_settings import Setting, grouped
+from peft_bidora.recipe.lane_settings import Setting, folder_name, grouped
+from peft_bidora.recipe.output import LOCK
 from peft_bidora.recipe.prepare import Prepared
 from peft_bidora.training.lane_checkpoint import read_checkpoint, write_checkpoint
 
@@ -72,16 +73,24 @@ def begin_study(
     return manifests
 
 
-def clear_runs(output: Path) -> None:
-    """Remove what another study left in its folder: its checkpoints, and its runs."""
+def clear_runs(output: Path, names: Sequence[str] = ()) -> None:
+    """Remove what another study left in its folder: its checkpoints, and its runs; runs of other commands stay.
+
+    Args:
+        output: the folder of the study.
+        names: of runs beside those that a study of lanes names.
+    """
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
-    (output / STUDY).unlink(missing_ok=True)
-    for path in list(output.iterdir()) if output.is_dir() else ():
+    if (output / STUDY).is_file():
+        names = [*names, *(folder_name(name) for name in folder.read_object(output / STUDY, ("lanes",))["lanes"])]
+    for path in (output / name for name in dict.fromkeys(names)):
         if folder.is_run(path):
             folder.clear(path)
-            (path / STOPPED).unlink(missing_ok=True)
+            for left in (STOPPED, LOCK):
+                (path / left).unlink(missing_ok=True)
             if not any(path.iterdir()):
                 path.rmdir()
+    (output / STUDY).unlink(missing_ok=True)
 
 
 def remove_checkpoints(output: Path) -> None:

@@ -1,12 +1,12 @@
 """The page of a comparison."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
+from peft_bidora.recipe.folder import read_json_lines
 from peft_bidora.report import figures
 from peft_bidora.report.page import TablePart, figure, page_of
 from peft_bidora.study.compare import read_comparison
@@ -133,7 +133,7 @@ def _curves(folder: Path, result: Mapping[str, Any]) -> tuple[dict[str, list[tup
             at = defaultdict[int, list[float]](list)
             chosen = [run for run in method["runs"] if run["chosen"]]
             for run in chosen:
-                for entry in _history(folder / run["folder"] / "metrics.jsonl"):
+                for entry in read_json_lines(folder / run["folder"] / "metrics.jsonl"):
                     if entry.get("phase") == "retrain" and isinstance(entry.get(key), int | float):
                         at[entry["step"]].append(entry[key])
             whole = {step: values for step, values in sorted(at.items()) if len(values) == len(chosen)}
@@ -141,7 +141,3 @@ def _curves(folder: Path, result: Mapping[str, Any]) -> tuple[dict[str, list[tup
         if any(curves.values()):
             return curves, ylabel
     return curves, ylabel
-
-
-def _history(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -100,7 +100,14 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
         image = np.empty((*shares.shape, 4))
         image[...] = to_rgba(COLOURS[0])
         image[..., 3] = 0.06 + 0.94 * shares
-        axes.pcolormesh(np.arange(len(names) + 1), np.arange(len(names) + 1), image, edgecolors=PAPER, linewidth=1)
+        axes.pcolormesh(
+            np.arange(len(names) + 1),
+            np.arange(len(names) + 1),
+            image,
+            edgecolors=PAPER,
+            linewidth=1,
+            rasterized=len(names) > MOST_CLASSES,
+        )
         axes.invert_yaxis()
         places = np.arange(len(names)) + 0.5
         small = 8 if len(names) <= 12 else 6

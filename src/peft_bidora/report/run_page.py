@@ -1,6 +1,5 @@
 """The page of a single run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def run_page(folder: Path) -> dict[str, Any]:
     run = read_run(folder)
     metrics = run_folder.read_object(folder / run_folder.METRICS, ("test", "rows", "seconds"))
     manifest = run_folder.read_object(folder / run_folder.MANIFEST, ("versions",))
-    history, rows = _lines(folder / "metrics.jsonl"), _lines(folder / "predictions.jsonl")
+    history, rows = (run_folder.read_json_lines(folder / f"{name}.jsonl") for name in ("metrics", "predictions"))
     changes, moved = _weights(run)
     details, label = metrics.get("test_details", {}), run.columns.label or "label"
     return page_of(
@@ -158,7 +157,3 @@ def _weights(run: FinishedRun) -> tuple[list[Change], dict[str, Any]]:
 
 def _base(run: FinishedRun) -> str:
     return Path(run.recipe.model).name if Path(run.recipe.model).is_dir() else run.recipe.model
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

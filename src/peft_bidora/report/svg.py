@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,8 @@ def drawn(name: str, told: str, draw: Callable[[Any], None], size: tuple[float, 
         draw: draws on matplotlib axes.
         size: width and height in inches, at most.
     """
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts draw the text
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
         written = io.StringIO()
@@ -53,10 +55,8 @@ def drawn(name: str, told: str, draw: Callable[[Any], None], size: tuple[float, 
     # Two figures of a page may not share an identifier, and a metadata block says nothing to a reader.
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    label = Markup.escape(told)
+    opened = re.match(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', text)
+    assert opened is not None
     # Safe: matplotlib escapes what it is given as text, and the name is ours.
-    return Markup(
-        re.sub(
-            r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', text, count=1
-        )
-    )
+    head = f'<svg viewBox="{opened.group(1)}" role="img" aria-label="{Markup.escape(told)}">'
+    return Markup(head + text[opened.end() :])

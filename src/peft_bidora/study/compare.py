@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_bidora.errors import BiDoRAError, CheckpointError, RecipeError
+from peft_bidora.errors import BiDoRAError, CheckpointError, Faults, NonFiniteError, RecipeError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.lane_settings import Setting
 from peft_bidora.recipe.lanes import run_lanes
 from peft_bidora.recipe.output import held
+from peft_bidora.recipe.prepare import prepare
 from peft_bidora.recipe.run import run
-from peft_bidora.recipe.study_folder import STOPPED, check_study, clear_runs
+from peft_bidora.recipe.study_folder import STOPPED, check_study, clear_runs, is_begun, is_over
 from peft_bidora.study.jobs import Job, Tell, run_jobs
 from peft_bidora.study.plan import Plan
 from peft_bidora.study.summary import summarise
@@ -53,6 +54,8 @@ def compare(
     check_study(plan.output, resume, overwrite, PLAN)
     with held(plan.output):
         check_study(plan.output, resume, overwrite, PLAN)
+        if resume:
+            _check_same(plan)
         _begin(plan, resume)
         failed = run_jobs(list(_open_jobs(plan, at_once)), jobs, watch)
         if failed:
@@ -75,20 +78,38 @@ def read_comparison(output: Path) -> dict[str, Any]:
     return folder.read_object(output / RESULT, ("metric", "methods", "reference"))
 
 
+def _check_same(plan: Plan) -> None:
+    """Raise CheckpointError where a run that was begun had another recipe or other rows; all faults at once."""
+    faults = Faults()
+    for variant in plan.variants:
+        rows: dict[str, Any] = {}  # which no rate changes
+        for setting in variant.settings:
+            if not is_begun(setting.recipe.output):
+                continue
+            split = ",".join(f"{key}={value}" for key, value in setting.values.items() if key != "rate")
+            if split not in rows:
+                rows[split] = prepare(setting.recipe).rows
+            faults.check(folder.check_same_run, setting.recipe, rows[split])
+    faults.raise_any()
+
+
 def _begin(plan: Plan, resume: bool) -> None:
     """Write what the folder is for; remove what another comparison left."""
-    told = {
+    told: dict[str, Any] = {
         "folders": {variant.label: plan.folder(variant).name for variant in plan.variants},
+        "runs": {
+            plan.folder(variant).name: [setting.name for setting in variant.settings] for variant in plan.variants
+        },
         "rates": plan.rates,
         "seeds": plan.seeds,
         "folds": plan.folds,
     }
     path = plan.output / PLAN
     if path.is_file():
-        known = folder.read_object(path, ("folders", "folds"))
+        known = folder.read_object(path, ("folders", "runs", "folds"))
         if not resume:
-            for name in known["folders"].values():
-                clear_runs(plan.output / name)
+            for name, runs in known["runs"].items():
+                clear_runs(plan.output / name, runs)
                 _log(plan.output / name).unlink(missing_ok=True)
         elif known["folds"] != plan.folds:
             raise CheckpointError(
@@ -97,7 +118,11 @@ def _begin(plan: Plan, resume: bool) -> None:
             )
         else:
             told["folders"] = known["folders"] | told["folders"]
-    (plan.output / RESULT).unlink(missing_ok=True)
+            told["runs"] = known["runs"] | {
+                name: [*dict.fromkeys([*known["runs"].get(name, []), *runs])] for name, runs in told["runs"].items()
+            }
+    for name in (RESULT, "comparison.csv", "comparison.html"):  # of what was compared before
+        (plan.output / name).unlink(missing_ok=True)
     folder.write_json(path, told)
 
 
@@ -105,7 +130,7 @@ def _open_jobs(plan: Plan, at_once: int | None) -> Sequence[Job]:
     """Return the work that is not done yet."""
     jobs = []
     for variant in plan.variants:
-        missing = [setting for setting in variant.settings if not _is_over(setting)]
+        missing = [setting for setting in variant.settings if not is_over(setting.recipe.output)]
         log = _log(plan.folder(variant))
         if missing and variant.side_by_side:
             # All of its runs, the finished too: they are kept.
@@ -127,11 +152,10 @@ def _train_lanes(tell: Tell, settings: Sequence[Setting], output: Path, at_once:
 def _train_alone(tell: Tell, setting: Setting) -> None:
     output = setting.recipe.output
     tell("train", 0, 1, [])
-    run(setting.recipe, resume=folder.is_run(output))
-
-
-def _is_over(setting: Setting) -> bool:
-    return any((setting.recipe.output / name).is_file() for name in (folder.METRICS, STOPPED))
+    try:
+        run(setting.recipe, resume=is_begun(output))
+    except NonFiniteError as error:
+        folder.write_json(output / STOPPED, {"stopped": str(error)})
 
 
 def _metrics(plan: Plan) -> dict[tuple[str, str], dict[str, Any] | None]:

@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft_bidora.errors import Faults, RecipeError
-from peft_bidora.recipe.lane_settings import Setting, folder_name
+from peft_bidora.recipe.lane_settings import LONGEST, Setting, folder_name
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.prepare import prepare
 from peft_bidora.recipe.schema import Recipe
 
+OUTSIDE_BRACKETS = r"(?![^\[{]*[\]}])"
+# Of one method alone these would make its runs others than the reference's: other rows, or no pair.
+SHARED = {
+    *("output", "seed", "method", "model", "task", "select_by"),
+    *(f"data.{key}" for key in ("train", "test", "test_fraction", "selection", "selection_fraction", "group")),
+}
 RATES = ("retrain.learning_rate", "search.learning_rate", "search.upper_learning_rate")
 
 
@@ -43,8 +49,9 @@ class Plan:
         rates: factors on the recipe's learning rates; each variant gets the one that is best on selection rows.
         seeds: of the runs.
         folds: of cross-validation; None where the recipe gives the test rows.
-        metric: by which checkpoints and rates are chosen, on selection rows, and the methods compared, on test rows.
+        metric: by which rates are chosen, on selection rows, and the methods compared, on test rows.
         lower_is_better: whether it falls as a model gets better.
+        notes: what a user should know of the rows, and may be content with.
     """
 
     output: Path
@@ -54,6 +61,7 @@ class Plan:
     folds: int | None
     metric: str
     lower_is_better: bool
+    notes: tuple[str, ...] = ()
 
     def folder(self, variant: Variant) -> Path:
         """Return where the runs of a variant lie."""
@@ -122,12 +130,13 @@ def make_plan(
     task, numbers = first.rows.task, tuple(range(shared.seed, shared.seed + seeds))
     metric = first.recipe.select_by or task.metrics[0]
     lower = metric in task.lower_is_better
-    return Plan(shared.output, tuple(variants), tuple(rates), numbers, folds, metric, lower)
+    notes = tuple(dict.fromkeys(note for run in prepared if run for note in run.rows.notes))
+    return Plan(shared.output, tuple(variants), tuple(rates), numbers, folds, metric, lower, notes)
 
 
 def labels(text: str) -> list[str]:
     """Return the labels of a list with commas between; those within brackets part nothing."""
-    return [label.strip() for label in re.split(r",(?![^\[{]*[\]}])", text)]
+    return [label.strip() for label in re.split(rf",{OUTSIDE_BRACKETS}", text)]
 
 
 def factors(text: str) -> list[float]:
@@ -144,13 +153,15 @@ def factors(text: str) -> list[float]:
 
 def _overrides(label: str, faults: Faults) -> list[str] | None:
     """Return the `key=value` of a label."""
-    method, *own = label.split()
+    method, *own = re.split(rf"\s+{OUTSIDE_BRACKETS}", label.strip())
     if "=" in method:
         faults.add(RecipeError(f"--methods {label!r}: expected a method first, such as: bidora search.lower_steps=2."))
         return None
     for override in own:
-        if override.startswith(("output=", "seed=", "data.fold=", "data.folds=")):
-            faults.add(RecipeError(f"--methods {label!r}: {override} is the comparison's own. Leave it out."))
+        if override.partition("=")[0] in SHARED or override.startswith("data.fold"):
+            faults.add(
+                RecipeError(f"--methods {label!r}: {override} is of all methods. Leave it out, or set it for all.")
+            )
             return None
     return [f"method={method}", *own]
 
@@ -160,10 +171,19 @@ def _check_numbers(shared: Recipe, methods: Sequence[str], rates: Sequence[float
         faults.add(RecipeError("--methods is empty, or has an empty part; expected a list such as lora,dora,bidora."))
     folders = [folder_name(label) for label in methods]
     for label, folder in zip(methods, folders, strict=True):
-        if folders.count(folder) > 1:
+        if len(folder.encode()) > LONGEST:
+            faults.add(RecipeError(f"--methods: {label[:40]!r}… would have a folder with too long a name. Vary less."))
+        elif folders.count(folder) > 1:
             faults.add(RecipeError(f"--methods: {label!r} stands twice. Leave one out."))
-    if not rates or not all(0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
+    if not rates or not all(0 < rate < math.inf for rate in rates) or len({f"{r:g}" for r in rates}) < len(rates):
         faults.add(RecipeError(f"--rates {rates}: expected different factors above 0, such as 0.4,1,2.5."))
+    if shared.data.test_fraction:
+        faults.add(
+            RecipeError(
+                "data.test_fraction gives each seed other test rows, which overlap: differences over seeds would look"
+                " surer than they are. Name a file as data.test, or set it to 0 and give --folds."
+            )
+        )
     if shared.push_to_hub is not None:
         faults.add(RecipeError("push_to_hub is of a single run. Leave it out, and push the run that is chosen."))
     if shared.report_to not in ([], ["none"]):

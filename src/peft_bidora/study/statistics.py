@@ -12,6 +12,7 @@ from scipy import stats
 
 RESAMPLES = 9999
 COVERAGE = 0.95
+DIGITS = 12  # values such as accuracies differ by multiples of 1/rows: what rounding makes unequal is a tie
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def paired_seeds(values: Sequence[float], reference: Sequence[float], seed: int 
         reference: (seeds,), of the other, in the same order.
         seed: of the resamples.
     """
-    differences = np.asarray(values, float) - np.asarray(reference, float)
+    differences = _differences(values, reference)
     low, high = _bootstrap(differences, np.random.default_rng(seed))
     return Paired(float(differences.mean()), low, high, signed_rank_p(differences), "Wilcoxon signed-rank")
 
@@ -59,13 +60,13 @@ def paired_folds(values: Sequence[float], reference: Sequence[float], test_over_
 
     Reference: Nadeau and Bengio, Machine Learning 52, 2003.
     """
-    differences, name = np.asarray(values, float) - np.asarray(reference, float), "corrected resampled t"
+    differences, name = _differences(values, reference), "corrected resampled t"
     mean, count = float(differences.mean()), len(differences)
     if count < 2:
         return Paired(mean, mean, mean, None, name)
     error = float(np.sqrt((1 / count + test_over_train) * differences.var(ddof=1)))
     if error == 0:
-        return Paired(mean, mean, mean, 1.0 if mean == 0 else 0.0, name)
+        return Paired(mean, mean, mean, 1.0 if mean == 0 else None, name)  # without spread there is no scale
     reach = float(stats.t.ppf((1 + COVERAGE) / 2, count - 1)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
     return Paired(mean, mean - reach, mean + reach, p, name)
@@ -80,11 +81,9 @@ def signed_rank_p(differences: Sequence[float] | np.ndarray) -> float | None:
     Returns:
         1.0 where all are 0, None where there is but one pair.
     """
-    differences = np.asarray(differences, float)
+    differences = np.round(np.asarray(differences, float), DIGITS)
     if len(differences) < 2:
         return None
-    # Values such as accuracies differ by multiples of 1/rows: what rounding makes unequal is a tie.
-    differences = np.round(differences, 12)
     return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
@@ -106,6 +105,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (count - rank) * p_values[position]))
         corrected[position] = highest
     return corrected
+
+
+def _differences(values: Sequence[float], reference: Sequence[float]) -> np.ndarray:
+    differences: np.ndarray = np.round(np.asarray(values, float) - np.asarray(reference, float), DIGITS)
+    return differences
 
 
 def _bootstrap(differences: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:

@@ -6,6 +6,7 @@ Reference: Akiba et al. (optuna), arXiv:1907.10902; its sampler by default is th
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from peft_bidora.recipe.run import make_trainer
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.recipe.study_folder import check_study
 
-TRIALS, RESULT, BEST, WORK = "trials.log", "tune.json", "best.yaml", "trial"
+TRIALS, RESULT, BEST, WORK = "optuna-trials.log", "tune.json", "best.yaml", ".trial-under-way"
 LOWER_STEPS = (1, 2, 4, 8)
 FACTOR = 10.0  # how far a learning rate may go from the recipe's, either way
 WATCHED = 5  # trials before any is given up early
@@ -81,16 +82,21 @@ def tune(
         check_study(output, resume, overwrite, TRIALS)
         if not resume:
             (output / TRIALS).unlink(missing_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(output / TRIALS))
+        for name in (RESULT, BEST, f"{TRIALS}.lock"):  # the last is left by a kill; `held` keeps others out
+            (output / name).unlink(missing_ok=True)
+        storage, names = _storage(output)
+        identity = _identity(prepared)
+        if any(name != identity for name in names):
+            raise CheckpointError(
+                f"The trials in {output} are of another recipe or other rows. Put them back, or use --overwrite."
+            )
         study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(backend),
-            study_name=_identity(recipe),
+            storage=storage,
+            study_name=identity,
             load_if_exists=True,
             direction=_direction(prepared),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=WATCHED),
         )
-        if len(optuna.get_all_study_names(study._storage)) > 1:
-            raise CheckpointError(f"The trials in {output} are of another recipe. Put it back, or use --overwrite.")
         for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # which a kill has ended
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
@@ -209,11 +215,26 @@ def _direction(prepared: Prepared) -> str:
     return "minimize" if metric == "loss" or metric in prepared.rows.task.lower_is_better else "maximize"
 
 
-def _identity(recipe: Recipe) -> str:
-    """Return what trials that may be mixed have in common."""
-    from hashlib import sha256
+def _identity(prepared: Prepared) -> str:
+    """Return what trials that may be mixed have in common: the recipe and its rows."""
+    recipe = prepared.recipe.model_copy(update={"output": Path()})
+    told = [dump_recipe(recipe), *sorted(prepared.rows.split_hashes().values())]
+    return sha256("".join(told).encode()).hexdigest()[:16]
 
-    return sha256(dump_recipe(recipe).encode()).hexdigest()[:16]
+
+def _storage(output: Path) -> tuple[Any, list[str]]:
+    """Return optuna's journal of the trials, and the names of the studies in it."""
+    storages = _optuna().storages
+    path = output / TRIALS
+    if path.is_file() and not (written := path.read_bytes()).endswith(b"\n"):  # a record that a kill has cut
+        path.write_bytes(written[: written.rfind(b"\n") + 1])
+    try:
+        storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
+        return storage, [study.study_name for study in storage.get_all_studies()]
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}). Put it back from a copy, or start anew with --overwrite."
+        ) from None
 
 
 def _optuna() -> Any:
