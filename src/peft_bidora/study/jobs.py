@@ -6,8 +6,9 @@ import pickle
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -47,50 +48,68 @@ def run_jobs(
         watch: is told label, phase, step, steps and the best metrics; at a job's end the phase is "done" or "failed".
     """
     context = multiprocessing.get_context("spawn")  # torch does not outlive a fork with threads
-    told: Any = context.Queue()
-    logs = {job.label: job.log for job in jobs}
-    waiting, running, failed = list(jobs), dict[str, Any](), dict[str, BiDoRAError]()
+    waiting, running, failed = list(jobs), dict[str, _Running](), dict[str, BiDoRAError]()
 
-    def listen() -> None:
-        while not told.empty():
-            label, event = told.get()
-            if isinstance(event, BiDoRAError):
-                failed[label] = event
-            else:
-                watch(label, *event)
+    def listen(job: _Running) -> None:
+        with suppress(EOFError, OSError, pickle.UnpicklingError):  # it ended, perhaps in the middle of a message
+            while job.told.poll():
+                event = job.told.recv()
+                if isinstance(event, BiDoRAError):
+                    failed[job.label] = event
+                else:
+                    watch(job.label, *event)
 
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
-                # In bytes: what imports the heavy libraries is found once they are quiet.
-                work = pickle.dumps((job.work, job.arguments))
-                arguments = (job.label, job.log, work, told, at_once)
-                running[job.label] = context.Process(target=_work, args=arguments, daemon=True)
-                running[job.label].start()
-            wait([process.sentinel for process in running.values()], timeout=POLL_SECONDS)
-            listen()
-            for label in [label for label, process in running.items() if not process.is_alive()]:
-                process = running.pop(label)
-                process.join()
-                listen()
-                if process.exitcode and label not in failed:
-                    failed[label] = BiDoRAError(_ending(label, process.exitcode, logs[label]))
-                watch(label, "failed" if label in failed else "done", 1, 1, [])
+                running[job.label] = _begin(context, job, at_once)
+            wait([active.process.sentinel for active in running.values()], timeout=POLL_SECONDS)
+            for active in list(running.values()):
+                ended = not active.process.is_alive()
+                listen(active)
+                if not ended:
+                    continue
+                active.process.join()
+                del running[active.label]
+                if active.process.exitcode and active.label not in failed:
+                    failed[active.label] = BiDoRAError(_ending(active))
+                watch(active.label, "failed" if active.label in failed else "done", 1, 1, [])
     finally:
-        for process in running.values():
-            process.terminate()
-            process.join()
+        for active in running.values():
+            active.process.terminate()
+            active.process.join()
     return failed
 
 
-def _ending(label: str, code: int, log: Path) -> str:
+@dataclass(frozen=True)
+class _Running:
+    """A job whose process was started."""
+
+    label: str
+    log: Path
+    process: Any
+    told: Connection
+
+
+def _begin(context: Any, job: Job, at_once: int) -> _Running:
+    reader, writer = context.Pipe(duplex=False)  # its own: a process that is killed leaves no lock of others taken
+    # In bytes: what imports the heavy libraries is found once they are quiet.
+    work = pickle.dumps((job.work, job.arguments))
+    process = context.Process(target=_work, args=(job.label, job.log, work, writer, at_once), daemon=True)
+    process.start()
+    writer.close()
+    return _Running(job.label, job.log, process, reader)
+
+
+def _ending(job: _Running) -> str:
+    code = job.process.exitcode
     how = f"was ended by the signal {-code}" if code < 0 else f"ended with code {code}"
     hint = " A lack of memory does that: lower batch_size or --jobs, or set --at-once." if code == -9 else ""
-    return f"{label}: its process {how}; what it said is in {log}.{hint} Go on by --resume."
+    return f"{job.label}: its process {how}; what it said is in {job.log}.{hint} Go on by --resume."
 
 
-def _work(label: str, log: Path, pickled: bytes, told: Any, at_once: int) -> None:
+def _work(label: str, log: Path, pickled: bytes, told: Connection, at_once: int) -> None:
     """Do the work of a job in this process, on its share of the threads."""
     with log.open("ab") as file:  # also what libraries write beneath Python; the terminal is the parent's
         os.dup2(file.fileno(), 1)
@@ -104,16 +123,15 @@ def _work(label: str, log: Path, pickled: bytes, told: Any, at_once: int) -> Non
     torch.set_num_threads(max(1, torch.get_num_threads() // at_once))  # what the user's OMP_NUM_THREADS allows
     try:
         work, arguments = pickle.loads(pickled)  # of the parent process
-        work(lambda *event: told.put((label, event)), *arguments)
+        work(lambda *event: told.send(event), *arguments)
     except BiDoRAError as error:
-        told.put((label, type(error)(*(f"{label}: {fault}" for fault in error.faults))))
+        told.send(type(error)(*(f"{label}: {fault}" for fault in error.faults)))
     except KeyboardInterrupt:
         os._exit(130)
     except Exception as error:  # told by the parent, which may have other jobs to end well
         where = traceback.format_exc(limit=-3)
-        told.put((label, BiDoRAError(f"{label}: {type(error).__name__}: {error}\n{where}")))
+        told.send(BiDoRAError(f"{label}: {type(error).__name__}: {error}\n{where}"))
     told.close()
-    told.join_thread()
 
 
 def _end_with_parent() -> None:
