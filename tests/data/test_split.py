@@ -195,12 +195,24 @@ def test_folds_tear_no_group_and_move_with_the_seed(build: Build) -> None:
     found = [make_splits(examples, fold=(number, 5), seed=1, **options).test for number in range(5)]
 
     assert sum(len({groups[i] for i in rows}) for rows in found) == 40
+    sizes = (1, 2, 2, 3, 4, 4, 4, 10, 10)
+    uneven = [str(group) for group, size in enumerate(sizes) for _ in range(size)]
+    examples_of = build(["a"] * 40, groups=uneven)
+    found_of = [make_splits(examples_of, fold=(number, 4), seed=0, **options).test for number in range(4)]
+    assert sorted(map(len, found_of)) == [10, 10, 10, 10]
     assert found[0] != make_splits(examples, fold=(0, 5), seed=2, **options).test
 
 
 def test_more_folds_than_rows_say_so(build: Build) -> None:
-    with pytest.raises(SplitError, match=r"data\.folds=9 of 8 rows leaves 0 rows for the fold 7\. Lower data\.folds"):
+    with pytest.raises(SplitError, match=r"data\.folds=9 of 8 rows leaves 0 rows for the fold 8\. Lower data\.folds"):
         [
             make_splits(build(["a"] * 4 + ["b"] * 4), fold=(number, 9), selection_fraction=0, upper_fraction=0, seed=0)
             for number in range(9)
         ]
+
+
+def test_class_in_one_fold_alone_leaves_none_to_train_on(build: Build) -> None:
+    examples = build(["a"] * 20 + ["b"] * 4, groups=[str(i) for i in range(20)] + ["one"] * 4)
+    options = {"selection_fraction": 0.0, "upper_fraction": 0.0, "seed": 0}
+    with pytest.raises(SplitError, match=r"data\.folds=3 leaves .* of the class 'b'"):
+        [make_splits(examples, fold=(number, 3), **options) for number in range(3)]

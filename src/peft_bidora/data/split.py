@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from hashlib import sha256
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from peft_bidora.data.examples import Examples
 from peft_bidora.data.repeats import text_keys
-from peft_bidora.data.strata import split_rows
+from peft_bidora.data.strata import fold_rows, split_rows
 from peft_bidora.data.wording import counted, listed
 from peft_bidora.errors import SplitError
 
@@ -153,19 +153,16 @@ def _cut(pool: _Pool, name: str, fraction: float, seed: int, cure: str = "add ro
 
 
 def _fold(pool: _Pool, number: int, folds: int, seed: int) -> tuple[_Pool, _Pool]:
-    """Return the rest and the fold: the first is cut from all rows, the next from what that leaves, and so on."""
-    left, others = pool, list[int]()
-    for turn in range(number + 1):
-        left, part = left.divide(Fraction(1, folds - turn), seed)
-        others += part.rows if turn < number else []
+    """Return the rest and the fold."""
+    found = fold_rows(pool.strata, pool.groups, folds, seed)
+    kept, part = (replace(pool, rows=[i for i in pool.rows if (found[i] == number) == held]) for held in (False, True))
     if not part.rows:
         raise SplitError(
             f"data.folds={folds} of {counted(len(pool.rows), 'row')} leaves 0 rows for the fold {number}. Lower"
             " data.folds or add rows."
         )
-    rest = _Pool(pool.strata, pool.classes, pool.groups, sorted([*left.rows, *others]))
-    _require_classes(pool, rest, 1, f"data.folds={folds}", "training", "Add rows.")
-    return rest, part
+    _require_classes(pool, kept, 1, f"data.folds={folds}", "training", "Add rows.")
+    return kept, part
 
 
 def _enough(pool: _Pool, held_out: _Pool) -> str:

@@ -23,10 +23,7 @@ def split_rows(
         fraction: the part of the rows to hold out, in [0, 1]; a float counts as the decimal that it prints as.
         seed: of the random order.
     """
-    members: dict[Hashable, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    blocks = list(members.values())
+    blocks = _blocks(groups)
     sizes: Counter[str] = Counter()
     for block in blocks:
         sizes[labels[block[0]]] += len(block)
@@ -39,6 +36,32 @@ def split_rows(
             room[stratum] -= len(block)
             held_out.update(block)
     return [index for index in range(len(labels)) if index not in held_out], sorted(held_out)
+
+
+def fold_rows(labels: Sequence[str], groups: Sequence[Hashable], folds: int, seed: int) -> list[int]:
+    """Return the fold of each row, (rows,), from 0 up: of every stratum as many rows in each as its groups allow.
+
+    The groups are walked in a random order, the largest first; each goes to the fold that has the fewest rows of its
+    stratum, of those the fewest of all. Groups of one row are off by at most one a stratum.
+
+    Args:
+        labels: (rows,), the class of each row.
+        groups: (rows,), equal for rows that must stay together.
+        folds: their number.
+        seed: of the random order.
+    """
+    blocks = _blocks(groups)
+    order = sorted(np.random.default_rng(seed).permutation(len(blocks)), key=lambda place: -len(blocks[place]))
+    has, found = Counter[tuple[str, int]](), [0] * len(labels)
+    sizes = [0] * folds
+    for block in (blocks[place] for place in order):
+        stratum = labels[block[0]]
+        fold = min(range(folds), key=lambda number: (has[stratum, number], sizes[number]))
+        has[stratum, fold] += len(block)
+        sizes[fold] += len(block)
+        for index in block:
+            found[index] = fold
+    return found
 
 
 def allocate(sizes: Mapping[str, int], fraction: Fraction) -> dict[str, int]:
@@ -63,3 +86,11 @@ def allocate(sizes: Mapping[str, int], fraction: Fraction) -> dict[str, int]:
 def exact_fraction(fraction: float | Fraction) -> Fraction:
     """Return the number as the user wrote it: the float 0.3 is a little less, and 0.3 of 5 would not round to 2."""
     return fraction if isinstance(fraction, Fraction) else Fraction(str(fraction))
+
+
+def _blocks(groups: Sequence[Hashable]) -> list[list[int]]:
+    """Return the rows of each group."""
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    return list(members.values())
