@@ -46,7 +46,7 @@ def comparison_page(folder: Path) -> dict[str, Any]:
             figure(
                 "Choice of the learning rate",
                 figures.rates(result),
-                "Each method was trained with all learning rates, and scored on test rows with the ringed one.",
+                "Each method was trained with all learning rates, and is compared on test rows with the ringed one.",
             ),
             figure("On the way", figures.mean_curves(curves, ylabel), "Mean and standard deviation over the runs."),
         ],
