@@ -47,6 +47,7 @@ def main() -> None:
         *fidelity(),
         *methods(),
         *decomposition(),
+        *ablations(),
         *defaults(),
         misses(),
     ]
@@ -203,6 +204,30 @@ def decomposition() -> list[str]:
             table(["method", "slope", "correlation", "points"], rows),
             "![ΔM against ΔD by method](images/decomposition.svg)",
             "",
+        ]
+    return parts
+
+
+def ablations() -> list[str]:
+    """Return the tables of ablations.py."""
+    parts = []
+    for path in sorted(RESULTS.glob("ablations-*.json")):
+        settings, found = load(path)["settings"], load(path)["variants"]
+        rows = [
+            [
+                *(name, f"{row['mean']:.4f} ± {row['standard_deviation']:.4f}"),
+                f"{row['difference']:+.4f} ({row['low']:+.4f} – {row['high']:+.4f})" if "p" in row else "",
+                f"{row['p_corrected']:.2f}" if "p" in row else "",
+            ]
+            for name, row in found.items()
+        ]
+        parts += [
+            f"## What a part of BiDoRA is worth: {settings['sets']}, {settings['rows']} train rows",
+            "",
+            f"{settings['metric']} on test rows over {settings['seeds']} seeds, the paired difference to BiDoRA as it is, and"
+            f" Wilcoxon's p after Holm (`benchmarks/ablations.py`; {' '.join(settings['override'])}).",
+            "",
+            table(["variant", settings["metric"], "difference", "p"], rows),
         ]
     return parts
 
