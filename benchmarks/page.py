@@ -224,8 +224,8 @@ def ablations() -> list[str]:
         parts += [
             f"## What a part of BiDoRA is worth: {settings['sets']}, {settings['rows']} train rows",
             "",
-            f"{settings['metric']} on test rows over {settings['seeds']} seeds, the paired difference to BiDoRA as it is, and"
-            f" Wilcoxon's p after Holm (`benchmarks/ablations.py`; {' '.join(settings['override'])}).",
+            f"{settings['metric']} on test rows over {settings['seeds']} seeds, the paired difference to BiDoRA as it"
+            f" is, and Wilcoxon's p after Holm (`benchmarks/ablations.py`; {' '.join(settings['override'])}).",
             "",
             table(["variant", settings["metric"], "difference", "p"], rows),
         ]
