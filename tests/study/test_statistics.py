@@ -52,7 +52,7 @@ def test_equal_values_have_a_p_value_of_one_and_a_single_pair_has_none() -> None
 
 def test_rounding_breaks_no_tie() -> None:
     # 0.3 − 0.2 < 0.4 − 0.3 in binary: as ranks 1 and 2 they would give another sum than as a tie of 1.5 each.
-    broken = [0.3 - 0.2, -(0.4 - 0.3), 0.5, 0.6, 0.7, 0.8]
+    broken = [0.4 - 0.3, -(0.3 - 0.2), 0.5, 0.6, 0.7, 0.8]
     assert broken[0] != -broken[1]
     assert signed_rank_p(broken) == signed_rank_p([0.125, -0.125, 0.5, 0.6, 0.7, 0.8])
 

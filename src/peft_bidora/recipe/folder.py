@@ -224,7 +224,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         CheckpointError: it cannot be read.
     """
     try:
-        with path.open(encoding="utf-8", newline="\n") as lines:  # a text may hold other ends of lines
+        with path.open(encoding="utf-8") as lines:  # str.splitlines would end one at the U+2028 of a text
             return [json.loads(line) for line in lines]
     except FileNotFoundError:
         return []

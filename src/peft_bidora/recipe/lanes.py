@@ -100,7 +100,7 @@ def run_lanes(
                 names, checkpoint = waiting.pop(0)
                 begun += 1
                 if begun > 1 or waiting:
-                    announce(f"group {begun} of {begun + len(waiting)}: {counted(len(names), 'lane')}, {some(names)}")
+                    announce(f"group {begun} of {begun + len(waiting)}: {counted(len(names), 'lane')}, {_some(names)}")
                 group = {name: prepared[name] for name in names}
                 try:
                     lanes, seconds = _train(group, checkpoint, at_once, watch)
@@ -127,7 +127,7 @@ def run_lanes(
         return [_outcome(setting) for setting in settings]
 
 
-def some(names: Sequence[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     """Return the first names of a list, and how many more there are."""
     more = len(names) - SHOWN_NAMES
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
@@ -140,7 +140,7 @@ def _notes(prepared: dict[str, Prepared]) -> Iterator[str]:
         for note in run.rows.notes:
             lanes.setdefault(note, []).append(name)
     for note, names in lanes.items():
-        yield note if len(names) == len(prepared) else f"{some(names)}: {note}"
+        yield note if len(names) == len(prepared) else f"{_some(names)}: {note}"
 
 
 class TooManyLanes(Exception):

@@ -57,9 +57,8 @@ def begin_study(
                 f"The study in {output} has the lane {missing[0]} too: it is resumed with the lanes that it began with,"
                 " or more. Add it, or start anew with --overwrite."
             )
-    else:
-        if (output / STUDY).is_file():
-            clear_runs(output)
+    elif (output / STUDY).is_file():
+        clear_runs(output)
     folder.write_json(output / STUDY, study)
     (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     manifests = {}

@@ -59,10 +59,8 @@ def summarise(plan: Plan, metrics: Metrics, reference: str) -> dict[str, Any]:
 def _method(plan: Plan, variant: Variant, metrics: Metrics) -> dict[str, Any]:
     runs = [_run(plan, variant, setting, metrics[variant.label, setting.name]) for setting in variant.settings]
     by_rate = {f"{rate:g}": [run for run in runs if run["rate"] == f"{rate:g}"] for rate in plan.rates}
-    selection = {
-        rate: None if any(run["stopped"] for run in own) else _mean([run["selection"] for run in own])
-        for rate, own in by_rate.items()
-    }
+    # None where a run was stopped, which has no metric.
+    selection = {rate: _mean([run["selection"] for run in own]) for rate, own in by_rate.items()}
     rate = _best(plan, by_rate, selection)
     chosen = by_rate[rate] if rate is not None else []
     values = [run["test"][plan.metric] for run in chosen]
