@@ -57,6 +57,9 @@ def compare(
     rates: Annotated[
         str, typer.Option(metavar="LIST", help="Factors on the learning rates; the best on selection rows is taken.")
     ] = "0.4,1,2.5",
+    tuning_seeds: Annotated[
+        int | None, typer.Option(help="So many seeds choose the rate; the others are trained at that one alone. All.")
+    ] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate: no test rows but folds.", min=2, max=100)] = None,
     reference: Annotated[str | None, typer.Option(help="What others are compared with; the first method.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes side by side, a method each.", min=1)] = 1,
@@ -73,15 +76,16 @@ def compare(
     from peft_bidora.study.plan import factors, labels, make_plan
 
     listed = labels(methods)
-    plan = make_plan(recipe, overrides or (), listed, seeds=seeds, rates=factors(rates), folds=folds)
+    options: dict[str, Any] = {"seeds": seeds, "rates": factors(rates), "folds": folds, "tuning_seeds": tuning_seeds}
+    plan = make_plan(recipe, overrides or (), listed, **options)
     for note in plan.notes:
         announce(note)
     announce(f"{plan.runs:,} runs: {len(listed)} methods, {len(plan.rates)} rates, {seeds} seeds, {folds or 1} folds")
     if jobs > (os.cpu_count() or 1):
         announce(f"--jobs {jobs} is more than the cores of this machine: they will wait for each other.")
-    options: dict[str, Any] = {"reference": reference, "resume": resume, "overwrite": overwrite}
+    options = {"reference": reference, "resume": resume, "overwrite": overwrite, "jobs": jobs, "at_once": at_once}
     with interruptible(), comparison_progress(listed) as watch:
-        result = compare_methods(plan, jobs=jobs, at_once=at_once, watch=watch, **options)
+        result = compare_methods(plan, watch=watch, **options)
     from peft_bidora.report.html import write_report
     from peft_bidora.report.tables import write_csv
 

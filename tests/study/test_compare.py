@@ -191,3 +191,51 @@ def test_full_run_that_diverges_counts_as_the_worst_rate(
     result = compare(planned(make_recipe(), ("full",), seeds=1, rates=(1.0, 1e30)))
     assert result["methods"][0]["rate"] == 1.0
     assert [each["stopped"] for each in result["methods"][0]["runs"]] == [False, True]
+
+
+def test_first_seeds_choose_the_rate_that_the_others_are_trained_at(
+    make_recipe: Make, tmp_path: Path, inline: list[str]
+) -> None:
+    plan = planned(make_recipe(), ("lora", "full"), seeds=3, rates=(1.0, 0.5), tuning_seeds=1)
+    result = compare(plan)
+
+    assert plan.runs == 2 * (2 + 2)
+    assert inline[:3] == ["lora", "full rate=1,seed=0", "full rate=0.5,seed=0"]
+    assert inline[3] == "lora"
+    assert len(inline) == 3 + 3
+    for method in result["methods"]:
+        assert len(method["values"]) == 3
+        assert {run["seed"] for run in method["runs"] if run["rate"] != f"{method['rate']:g}"} == {"0"}
+    del inline[:]
+    assert compare(plan, resume=True) == result
+    assert inline == []
+    more = compare(
+        planned(make_recipe(), ("lora", "full"), seeds=4, rates=(1.0, 0.5, 0.25), tuning_seeds=1), resume=True
+    )
+    assert [len(method["values"]) for method in more["methods"]] == [4, 4]
+
+
+def test_rate_is_chosen_anew_where_a_later_seed_is_stopped(
+    make_recipe: Make, inline: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = 0.0
+
+    def diverge(recipe: Any, **options: Any) -> Any:
+        if recipe.seed == 1 and recipe.retrain.learning_rate == best:
+            recipe.output.mkdir(parents=True)
+            raise NonFiniteError("the training loss is nan")
+        return run(recipe, **options)
+
+    recipe = make_recipe()
+    first = compare(planned(recipe, ("full",), seeds=1, rates=(1.0, 0.5)))["methods"][0]
+    best = first["learning_rates"]["retrain.learning_rate"]
+    monkeypatch.setattr(compare_module, "run", diverge)
+    found = compare(planned(recipe, ("full",), seeds=2, rates=(1.0, 0.5), tuning_seeds=1), resume=True)["methods"][0]
+    assert found["rate"] != first["rate"]
+    assert len(found["values"]) == 2
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_seeds_that_choose_are_some_of_the_seeds(number: int, make_recipe: Make) -> None:
+    with pytest.raises(RecipeError, match=rf"--tuning-seeds {number}: expected a number from 1 to --seeds, 2\."):
+        planned(make_recipe(), ("lora",), rates=(1.0, 0.5), tuning_seeds=number)

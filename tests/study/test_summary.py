@@ -11,7 +11,7 @@ from peft_bidora.recipe.lane_settings import Setting
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.study.plan import Plan, Variant
 from peft_bidora.study.statistics import holm, paired_folds, signed_rank_p
-from peft_bidora.study.summary import summarise
+from peft_bidora.study.summary import require_rates, summarise
 
 
 def recipe(method: str, rate: float) -> Recipe:
@@ -35,7 +35,7 @@ def plan(
         )
         for method in methods
     )
-    return Plan(Path("runs/x"), variants, rates, tuple(range(seeds)), None, "accuracy", False)
+    return Plan(Path("runs/x"), variants, rates, tuple(range(seeds)), None, seeds, "accuracy", False)
 
 
 def measured(selection: float, test: float) -> dict[str, Any]:
@@ -153,3 +153,28 @@ def test_rate_counts_as_the_worst_where_any_run_was_stopped() -> None:
     stopped = lambda label, rate, seed: rate == "1" and seed == 1  # noqa: E731
     found = summarise(of, metrics(of, lambda *key: None if stopped(*key) else measured(float(key[1]), 0.5)), "lora")
     assert [method["rate"] for method in found["methods"]] == [0.5, 0.5]
+
+
+def test_rate_is_chosen_by_the_first_seeds_alone_where_few_choose() -> None:
+    of = replace(plan(4, methods=("lora", "dora")), tuning_seeds=1)
+    trained = {key: value for key, value in metrics(of, better_first).items() if trained_for(key[1], "1")}
+    found = summarise(of, trained, "lora")
+
+    assert [method["rate"] for method in found["methods"]] == [1.0, 1.0]
+    assert found["methods"][0]["selection_by_rate"] == {"0.5": 0.5, "1": 1.0}
+    assert found["methods"][0]["values"] == [0.7, 0.7, 0.7, 0.7]
+    assert len(found["methods"][0]["runs"]) == 5
+    assert found["notes"][0] == "The rates were chosen by the selection rows of 1 of 4 seeds."
+    assert require_rates(of, trained) == {"lora": "1", "dora": "1"}
+    stopped = {key: None if key[1] == "1/2" else value for key, value in trained.items()}
+    assert require_rates(of, stopped) == {"lora": "0.5", "dora": "0.5"}  # whose other seeds are then to be trained
+
+
+def better_first(_: str, rate: str, seed: int) -> dict[str, Any]:
+    """Seed 0 is better at the higher rate, the others are better at the lower."""
+    return measured(float(rate) if seed == 0 else -float(rate), 0.7)
+
+
+def trained_for(name: str, chosen: str) -> bool:
+    rate, seed = name.split("/")
+    return seed == "0" or rate == chosen

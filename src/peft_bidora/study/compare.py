@@ -1,7 +1,7 @@
 """Compare methods over seeds or folds: each at the learning rate that is best for it on selection rows."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from peft_bidora.recipe.run import run
 from peft_bidora.recipe.study_folder import STOPPED, check_study, clear_runs, is_begun, is_over
 from peft_bidora.study.jobs import Job, Tell, run_jobs
 from peft_bidora.study.plan import Plan
-from peft_bidora.study.summary import summarise
+from peft_bidora.study.summary import Metrics, require_rates, summarise
 
 logger = logging.getLogger(__name__)
 PLAN, RESULT = "plan.json", "comparison.json"
+Watch = Callable[[str, str, int, int, list[float]], None]
 
 
 def compare(
@@ -29,12 +30,13 @@ def compare(
     overwrite: bool = False,
     jobs: int = 1,
     at_once: int | None = None,
-    watch: Callable[[str, str, int, int, list[float]], None] = lambda *_: None,
+    watch: Watch = lambda *_: None,
 ) -> dict[str, Any]:
     """Train all runs of a plan and return what became of them, as comparison.json holds it.
 
     Each variant is trained by a process of its own, its runs side by side, so that its time and memory are its own; the
-    runs of full fine-tuning have a process each. A run that was finished before a kill is not trained again.
+    runs of full fine-tuning have a process each. A run that was finished before a kill is not trained again. Where few
+    seeds choose the rates, they are trained first, and then the others at the rate that was chosen.
 
     Args:
         plan: what to train.
@@ -57,10 +59,10 @@ def compare(
         if resume:
             _check_same(plan)
         _begin(plan, resume)
-        failed = run_jobs(list(_open_jobs(plan, at_once)), jobs, watch)
-        if failed:
-            faults = [fault for error in failed.values() for fault in error.faults]
-            raise BiDoRAError(*faults, "What was trained is kept. Mend that, then give the same command with --resume.")
+        _run_all(_open_jobs(plan, at_once), jobs, watch)
+        # A run that is stopped may change the choice of a rate.
+        while waiting := _open_jobs(plan, at_once, require_rates(plan, _metrics(plan))):
+            _run_all(waiting, jobs, watch)
         result = summarise(plan, _metrics(plan), plan.variants[0].label if reference is None else reference)
         folder.write_json(plan.output / RESULT, result)
         return result
@@ -103,6 +105,7 @@ def _begin(plan: Plan, resume: bool) -> None:
         "rates": plan.rates,
         "seeds": plan.seeds,
         "folds": plan.folds,
+        "tuning_seeds": plan.tuning_seeds,
     }
     path = plan.output / PLAN
     if path.is_file():
@@ -126,15 +129,29 @@ def _begin(plan: Plan, resume: bool) -> None:
     folder.write_json(path, told)
 
 
-def _open_jobs(plan: Plan, at_once: int | None) -> Sequence[Job]:
-    """Return the work that is not done yet."""
+def _run_all(waiting: Sequence[Job], jobs: int, watch: Watch) -> None:
+    """Run jobs; raise BiDoRAError with all faults where some failed."""
+    failed = run_jobs(waiting, jobs, watch)
+    if failed:
+        faults = [fault for error in failed.values() for fault in error.faults]
+        raise BiDoRAError(*faults, "What was trained is kept. Mend that, then give the same command with --resume.")
+
+
+def _open_jobs(plan: Plan, at_once: int | None, rates: Mapping[str, str] | None = None) -> list[Job]:
+    """Return what is not done yet of the runs that choose the rates or, once these are chosen, of those at them."""
     jobs = []
     for variant in plan.variants:
-        missing = [setting for setting in variant.settings if not is_over(setting.recipe.output)]
+        settings = [
+            setting
+            for setting in variant.settings
+            if (plan.tunes(setting) if rates is None else setting.values["rate"] == rates[variant.label])
+        ]
+        missing = [setting for setting in settings if not is_over(setting.recipe.output)]
         log = _log(plan.folder(variant))
         if missing and variant.side_by_side:
-            # All of its runs, the finished too: they are kept.
-            jobs.append(Job(variant.label, _train_lanes, (variant.settings, plan.folder(variant), at_once), log))
+            # With those that were begun before: they are a part of the study of lanes.
+            lanes = [each for each in variant.settings if each in settings or is_begun(each.recipe.output)]
+            jobs.append(Job(variant.label, _train_lanes, (lanes, plan.folder(variant), at_once), log))
         elif missing:
             jobs += [Job(f"{variant.label} {setting.name}", _train_alone, (setting,), log) for setting in missing]
     return jobs
@@ -158,11 +175,11 @@ def _train_alone(tell: Tell, setting: Setting) -> None:
         folder.write_json(output / STOPPED, {"stopped": str(error)})
 
 
-def _metrics(plan: Plan) -> dict[tuple[str, str], dict[str, Any] | None]:
-    """Return the metrics of each run by label and name; None where it was stopped."""
+def _metrics(plan: Plan) -> Metrics:
+    """Return the metrics of each run that was trained, by label and name; None where it was stopped."""
     found: dict[tuple[str, str], dict[str, Any] | None] = {}
     for variant in plan.variants:
-        for setting in variant.settings:
+        for setting in filter(lambda each: is_over(each.recipe.output), variant.settings):
             path = setting.recipe.output / folder.METRICS
             found[variant.label, setting.name] = folder.read_object(path, ("test",)) if path.is_file() else None
     return found

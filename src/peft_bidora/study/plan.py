@@ -49,6 +49,7 @@ class Plan:
         rates: factors on the recipe's learning rates; each variant gets the one that is best on selection rows.
         seeds: of the runs.
         folds: of cross-validation; None where the recipe gives the test rows.
+        tuning_seeds: how many of the seeds, the first, choose the rate; the others are trained at that rate alone.
         metric: by which rates are chosen, on selection rows, and the methods compared, on test rows.
         lower_is_better: whether it falls as a model gets better.
         notes: what a user should know of the rows, and may be content with.
@@ -59,6 +60,7 @@ class Plan:
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     folds: int | None
+    tuning_seeds: int
     metric: str
     lower_is_better: bool
     notes: tuple[str, ...] = ()
@@ -67,10 +69,16 @@ class Plan:
         """Return where the runs of a variant lie."""
         return self.output / folder_name(variant.label)
 
+    def tunes(self, setting: Setting) -> bool:
+        """Return whether a run is one of those that choose the rate."""
+        return int(setting.values["seed"]) in self.seeds[: self.tuning_seeds]
+
     @property
     def runs(self) -> int:
         """Return the number of runs."""
-        return sum(len(variant.settings) for variant in self.variants)
+        of_rate = len(self.seeds) * (self.folds or 1)
+        tuning = of_rate * self.tuning_seeds // len(self.seeds)
+        return len(self.variants) * (tuning * len(self.rates) + of_rate - tuning)
 
 
 def make_plan(
@@ -81,6 +89,7 @@ def make_plan(
     seeds: int,
     rates: Sequence[float] = (1.0,),
     folds: int | None = None,
+    tuning_seeds: int | None = None,
 ) -> Plan:
     """Return the runs of a comparison, their recipes checked against model and data.
 
@@ -91,12 +100,16 @@ def make_plan(
         seeds: how many, from the recipe's own up.
         rates: factors on the learning rates of both phases and both levels.
         folds: of cross-validation, repeated for each seed; None where the recipe gives the test rows.
+        tuning_seeds: of the seeds, the first so many choose the rate; None for all.
 
     Raises:
         BiDoRAError: all faults of all runs, one sentence each.
     """
     shared, faults = load_recipe(path, overrides), Faults()
     _check_numbers(shared, methods, rates, faults)
+    tuning = seeds if tuning_seeds is None or len(rates) == 1 else tuning_seeds
+    if not 1 <= tuning <= seeds:
+        raise RecipeError(f"--tuning-seeds {tuning}: expected a number from 1 to --seeds, {seeds}.")
     variants = []
     for label in methods:
         own = _overrides(label, faults)
@@ -131,7 +144,7 @@ def make_plan(
     metric = first.recipe.select_by or task.metrics[0]
     lower = metric in task.lower_is_better
     notes = tuple(dict.fromkeys(note for run in prepared if run for note in run.rows.notes))
-    return Plan(shared.output, tuple(variants), tuple(rates), numbers, folds, metric, lower, notes)
+    return Plan(shared.output, tuple(variants), tuple(rates), numbers, folds, tuning, metric, lower, notes)
 
 
 def labels(text: str) -> list[str]:

@@ -12,13 +12,15 @@ from peft_bidora.study.plan import RATES, Plan, Variant, value_at
 from peft_bidora.study.statistics import Paired, holm, least_p, paired_folds, paired_seeds
 
 ENOUGH = 10  # pairs: of ten normal ones the interval holds the truth in 90 of 100 cases, of five in 85
-Metrics = Mapping[tuple[str, str], dict[str, Any] | None]  # of each run by label and name; None where it was stopped
+# Of each run that was trained, by label and name; None where it was stopped.
+Metrics = Mapping[tuple[str, str], dict[str, Any] | None]
 
 
 def summarise(plan: Plan, metrics: Metrics, reference: str) -> dict[str, Any]:
     """Return a comparison as JSON.
 
-    A variant's rate is that of the best mean selection metric; a rate with a run that was stopped counts as the worst.
+    A variant's rate is that of the best mean selection metric over the seeds that choose; a rate with a run that was
+    stopped counts as the worst.
     The test metrics of that rate are compared; those of the others are kept beside their runs.
 
     Args:
@@ -29,12 +31,8 @@ def summarise(plan: Plan, metrics: Metrics, reference: str) -> dict[str, Any]:
     Raises:
         NonFiniteError: every rate of a variant had a run that was stopped.
     """
+    require_rates(plan, metrics)
     methods = [_method(plan, variant, metrics) for variant in plan.variants]
-    if stopped := [method["label"] for method in methods if method["rate"] is None]:
-        raise NonFiniteError(
-            f"{', '.join(stopped)}: at every rate a run was stopped, for a loss or gradient that is not finite. Lower"
-            " the learning rates, or --rates."
-        )
     values = {method["label"]: method["values"] for method in methods}
     others = [method for method in methods if method["label"] != reference]
     ratio = _test_over_train(next(method for method in methods if method["label"] == reference))
@@ -51,18 +49,35 @@ def summarise(plan: Plan, metrics: Metrics, reference: str) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "folds": plan.folds,
         "rates": list(plan.rates),
+        "tuning_seeds": plan.tuning_seeds,
         "methods": methods,
         "notes": _notes(plan),
     }
 
 
+def require_rates(plan: Plan, metrics: Metrics) -> dict[str, str]:
+    """Return the rate of each variant by its label.
+
+    Args:
+        plan: what is trained.
+        metrics: of the runs that choose, at least.
+
+    Raises:
+        NonFiniteError: every rate of a variant had a run that was stopped.
+    """
+    rates = {variant.label: _choice(plan, _runs(plan, variant, metrics))[0] for variant in plan.variants}
+    if stopped := [label for label, rate in rates.items() if rate is None]:
+        raise NonFiniteError(
+            f"{', '.join(stopped)}: at every rate a run was stopped, for a loss or gradient that is not finite. Lower"
+            " the learning rates, or --rates."
+        )
+    return {label: rate for label, rate in rates.items() if rate is not None}
+
+
 def _method(plan: Plan, variant: Variant, metrics: Metrics) -> dict[str, Any]:
-    runs = [_run(plan, variant, setting, metrics[variant.label, setting.name]) for setting in variant.settings]
-    by_rate = {f"{rate:g}": [run for run in runs if run["rate"] == f"{rate:g}"] for rate in plan.rates}
-    # None where a run was stopped, which has no metric.
-    selection = {rate: _mean([run["selection"] for run in own]) for rate, own in by_rate.items()}
-    rate = _best(plan, by_rate, selection)
-    chosen = by_rate[rate] if rate is not None else []
+    runs = _runs(plan, variant, metrics)
+    rate, selection = _choice(plan, runs)
+    chosen = [run for run in runs if run["rate"] == rate]
     values = [run["test"][plan.metric] for run in chosen]
     recipe = variant.settings[0].recipe
     at_rate = next((setting.recipe for setting in variant.settings if setting.values["rate"] == rate), recipe)
@@ -87,9 +102,26 @@ def _method(plan: Plan, variant: Variant, metrics: Metrics) -> dict[str, Any]:
     }
 
 
+def _runs(plan: Plan, variant: Variant, metrics: Metrics) -> list[dict[str, Any]]:
+    names = [(setting, (variant.label, setting.name)) for setting in variant.settings]
+    return [_run(plan, variant, setting, metrics[name]) for setting, name in names if name in metrics]
+
+
+def _choice(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> tuple[str | None, dict[str, float | None]]:
+    """Return the best rate of a variant, and the mean selection metric by rate, of the runs that choose."""
+    by_rate: dict[str, list[Mapping[str, Any]]] = {f"{rate:g}": [] for rate in plan.rates}
+    for run in runs:
+        if run["tunes"] or run["stopped"]:
+            by_rate[run["rate"]].append(run)
+    # None where a run was stopped, which has no metric.
+    selection = {rate: _mean([run["selection"] for run in own]) for rate, own in by_rate.items()}
+    return _best(plan, by_rate, selection), selection
+
+
 def _run(plan: Plan, variant: Variant, setting: Setting, found: dict[str, Any] | None) -> dict[str, Any]:
     """Return what a comparison keeps of a run."""
     kept: dict[str, Any] = {**setting.values, "folder": f"{plan.folder(variant).name}/{setting.name}"}
+    kept["tunes"] = plan.tunes(setting)
     if found is None:
         return {**kept, "stopped": True, "selection": None, "test": {}, "seconds": None}
     return {
@@ -130,6 +162,8 @@ def _paired(plan: Plan, values: Sequence[float], reference: Sequence[float], tes
 def _notes(plan: Plan) -> list[str]:
     """Return what a reader of the table should mind."""
     notes = []
+    if plan.tuning_seeds < len(plan.seeds) and len(plan.rates) > 1:
+        notes.append(f"The rates were chosen by the selection rows of {plan.tuning_seeds} of {len(plan.seeds)} seeds.")
     if plan.folds is None and least_p(len(plan.seeds)) > 0.05 / max(1, len(plan.variants) - 1):
         least = least_p(len(plan.seeds)) * max(1, len(plan.variants) - 1)
         notes.append(
