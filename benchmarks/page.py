@@ -8,9 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from defaults import table as defaults_table
-from methods import table as methods_table
-
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
 CASES = {
@@ -30,7 +27,7 @@ INTRODUCTION = """\
 
 Written by `python benchmarks/page.py` from `benchmarks/results/`; `make bench DATA=DIR` measures all anew. What is
 compared was run interleaved, in one run; a ratio of steps is that of the medians over rounds, with the quartiles of the
-rounds' own ratios.
+rounds' own ratios. What the methods reach on real data stands in [Results](results.md).
 """
 
 
@@ -45,10 +42,6 @@ def main() -> None:
         *agreement(),
         *growth(),
         *fidelity(),
-        *methods(),
-        *decomposition(),
-        *ablations(),
-        *defaults(),
         misses(),
     ]
     (ROOT / "docs/benchmarks.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
@@ -186,52 +179,6 @@ def agreement() -> list[str]:
     return parts
 
 
-def decomposition() -> list[str]:
-    """Return the tables of decomposition.py."""
-    parts = []
-    for path in sorted(RESULTS.glob("decomposition-*.json")):
-        settings, found = load(path)["settings"], load(path)["summary"]
-        rows = [
-            [name, f"{row['slope']:.3f}", f"{row['correlation']:.3f}", row["points"]] for name, row in found.items()
-        ]
-        parts += [
-            f"## What training does to the weights: {settings['set']}, {settings['rows']} train rows",
-            "",
-            "Slope and correlation of ΔM, the mean change of a row's length, against ΔD, the mean of 1 − cosine with"
-            f" the pretrained row, over the adapted layers every {settings['every']} steps"
-            " (`benchmarks/decomposition.py`).",
-            "",
-            table(["method", "slope", "correlation", "points"], rows),
-            "![ΔM against ΔD by method](images/decomposition.svg)",
-            "",
-        ]
-    return parts
-
-
-def ablations() -> list[str]:
-    """Return the tables of ablations.py."""
-    parts = []
-    for path in sorted(RESULTS.glob("ablations-*.json")):
-        settings, found = load(path)["settings"], load(path)["variants"]
-        rows = [
-            [
-                *(name, f"{row['mean']:.4f} ± {row['standard_deviation']:.4f}"),
-                f"{row['difference']:+.4f} ({row['low']:+.4f} – {row['high']:+.4f})" if "p" in row else "",
-                f"{row['p_corrected']:.2f}" if "p" in row else "",
-            ]
-            for name, row in found.items()
-        ]
-        parts += [
-            f"## What a part of BiDoRA is worth: {settings['sets']}, {settings['rows']} train rows",
-            "",
-            f"{settings['metric']} on test rows over {settings['seeds']} seeds, the paired difference to BiDoRA as it"
-            f" is, and Wilcoxon's p after Holm (`benchmarks/ablations.py`; {' '.join(settings['override'])}).",
-            "",
-            table(["variant", settings["metric"], "difference", "p"], rows),
-        ]
-    return parts
-
-
 def growth() -> list[str]:
     """Return the tables of scale.py."""
     parts = []
@@ -280,41 +227,6 @@ def fidelity() -> list[str]:
         "",
         table(["estimator", "precision", "radius", "cosine", "norm ratio"], rows),
     ]
-
-
-def methods() -> list[str]:
-    """Return the table of methods.py."""
-    found = [load(path) for path in sorted(RESULTS.glob("methods-*.json"))]
-    said = sorted({f"{each['settings']['set']}: {' '.join(each['settings']['overrides'])}" for each in found})
-    return [
-        "## The methods on real data",
-        "",
-        "Mean ± standard deviation over seeds on the test rows; CPU seconds of LoRA's whole command, and ratios to it"
-        " (`benchmarks/methods.py`). Nothing is tuned; what departs from the defaults stands below.",
-        "",
-        methods_table(found),
-        "",
-        *(f"- {each}" for each in said if not each.endswith(": ")),
-        "",
-    ]
-
-
-def defaults() -> list[str]:
-    """Return the tables of defaults.py."""
-    found = [load(path) for path in sorted(RESULTS.glob("defaults-*.json"))]
-    if not found:
-        return []
-    parts = [
-        "## Settings compared on selection rows",
-        "",
-        "The metric of each set on selection rows, mean ± standard deviation over seeds; no test row was read"
-        " (`benchmarks/defaults.py`).",
-        "",
-    ]
-    for each in found:
-        rows, selection = each["settings"]["rows"], each["settings"]["selection_rows"]
-        parts += [f"{rows:,} train rows, {selection:,} selection rows.", "", defaults_table(each["runs"]), ""]
-    return parts
 
 
 def load(path: Path) -> Any:

@@ -1,0 +1,174 @@
+"""Compare LoRA, DoRA and BiDoRA over real sets, sizes and seeds, each at its own learning rate.
+
+    python benchmarks/grid.py run --data-dir DIR --sets cola rte --rows 200 1000
+    python benchmarks/grid.py table
+
+DIR/SET has train.jsonl and test.jsonl, or validation.jsonl, which then serves as the test file; at most 1,000 of its
+rows, drawn once, are scored. A cell, a set at a size, is one command `peft-bidora compare`: the rates are chosen on the
+selection rows of one seed, with as many trials for each method, and all seeds are trained at them. BiDoRA's search
+comes on top of its steps: LoRA is there with twice the steps too, which takes about as long. Each cell has a file
+`results/grid-SET-ROWS.json`; `table` draws them together, and tests the differences over set x size x seed and, since
+the seeds of a cell share test rows, over cells.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from methods import CLASSES, ENTITIES, REGRESSION, RESULTS
+
+from peft_bidora.study.statistics import paired_seeds
+
+TEST_ROWS = 1000
+LORA, TWICE = "lora", "lora retrain.steps=300"
+METHODS = (LORA, "dora", "bidora", TWICE)
+SHARED = {
+    "search": {"steps": 80, "lower_steps": 2},
+    "retrain": {"steps": 150},
+    "precision": "bfloat16",
+    "eval_steps": 50,
+    "save_steps": 50,
+}
+ALL_LAYERS = {"adapter": {"target_modules": "all-linear"}}
+# Of each set: task, metric, most tokens of a row, and what of the recipe is otherwise.
+SETS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
+    "cola": (CLASSES, "matthews", 32, ALL_LAYERS),
+    "rte": (CLASSES, "accuracy", 64, {}),
+    "mrpc": (CLASSES, "accuracy", 64, {}),
+    "stsb": (REGRESSION, "pearson", 48, {}),
+    "sst2": (CLASSES, "accuracy", 40, {}),
+    "trec6": (CLASSES, "accuracy", 24, {}),
+    "wnut17": (ENTITIES, "f1", 40, ALL_LAYERS),
+    "mic_ecoli": (REGRESSION, "pearson", 48, {}),
+    "reuters_r8": (CLASSES, "accuracy", 64, {}),
+    "jnlpba": (ENTITIES, "f1", 48, ALL_LAYERS),
+    "bbp": (CLASSES, "accuracy", 48, {}),
+}
+PROTEINS = ("mic_ecoli", "bbp")
+
+
+def main() -> None:
+    """Run cells, or print the table of those that were run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--rows", type=int, nargs="+", default=[200, 1000])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rates", default="0.2,0.45,1", help="factors on 5e-3 and, of the magnitudes, 2e-2")
+    options = parser.parse_args()
+    if options.what == "table":
+        print(table(cells()))
+        return
+    if options.data_dir is None:
+        parser.error("--data-dir is missing")
+    for rows in options.rows:
+        for name in options.sets:
+            found = cell(name, rows, options)
+            (RESULTS / f"grid-{name}-{rows}.json").write_text(json.dumps(found, indent=2) + "\n")
+            print(name, rows, {one["label"]: (one["rate"], one["mean"], one["seconds"]) for one in found["methods"]})
+            sys.stdout.flush()
+
+
+def cell(name: str, rows: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the comparison of all methods on a set at a size."""
+    task, metric, longest, own = SETS[name]
+    data = options.data_dir / name
+    test = next(path for path in (data / "test.jsonl", data / "validation.jsonl") if path.exists())
+    with (data / "train.jsonl").open(encoding="utf-8") as lines:
+        all_rows = sum(1 for _ in lines)
+    lines = test.read_text(encoding="utf-8").splitlines(keepends=True)
+    selection = 0.2 if rows <= 200 else 0.1
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder) / "test.jsonl"
+        drawn.write_text("".join(random.Random(0).sample(lines, min(TEST_ROWS, len(lines)))), encoding="utf-8")
+        batch = 8 if rows <= 200 else 16
+        recipe = {
+            **SHARED,
+            **own,
+            "model": "builtin:minilm",
+            "task": task,
+            "select_by": metric,
+            "data": {
+                "train": str(data / "train.jsonl"),
+                "test": str(drawn),
+                "max_length": longest,
+                "max_train_rows": rows,
+                "selection_fraction": min(0.2, selection * rows / all_rows),
+                **({"sequences": "protein"} if name in PROTEINS else {}),
+            },
+            "output": f"{folder}/compared",
+        }
+        recipe["search"] = {**SHARED["search"], "batch_size": batch}
+        recipe["retrain"] = {**SHARED["retrain"], "batch_size": batch}
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(json.dumps(recipe))  # JSON is YAML
+        command = [sys.executable, "-m", "peft_bidora", "compare", str(path), "--methods", ",".join(METHODS), "--json"]
+        command += ["--seeds", str(options.seeds), "--tuning-seeds", "1", "--rates", options.rates]
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        if finished.returncode:
+            raise SystemExit(finished.stderr)
+    found = json.loads(finished.stdout)
+    kept = ("label", "rate", "selection_by_rate", "values", "mean", "standard_deviation", "seconds")
+    return {
+        "settings": {"set": name, "rows": rows, "metric": metric, "seeds": options.seeds, "rates": options.rates},
+        "train_rows": found["methods"][0]["runs"][0]["rows"],
+        "methods": [{key: method[key] for key in kept} for method in found["methods"]],
+    }
+
+
+def cells() -> list[dict[str, Any]]:
+    """Return the cells that were run, set by set."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("grid-*.json"))]
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Return Markdown: a row a cell in points, then the tests of the differences over all of them."""
+    labels = [method["label"] for method in found[0]["methods"]]
+    lines = ["| set | rows | metric | " + " | ".join(labels) + " |", "| --- " * (3 + len(labels)) + "|"]
+    for one in found:
+        settings = one["settings"]
+        scores = [f"{100 * each['mean']:.1f} ± {100 * each['standard_deviation']:.1f}" for each in one["methods"]]
+        lines.append("| " + " | ".join([settings["set"], str(settings["rows"]), settings["metric"], *scores]) + " |")
+    means = [mean(100 * one["methods"][number]["mean"] for one in found) for number in range(len(labels))]
+    lines.append("| mean | | | " + " | ".join(f"{value:.1f}" for value in means) + " |")
+    lines += [
+        "",
+        "| difference | points, over set × size × seed | p | over cells | p | cells won |",
+        "| --- " * 6 + "|",
+    ]
+    for label, other in (("bidora", "dora"), ("bidora", LORA), ("bidora", TWICE), ("dora", LORA), (TWICE, LORA)):
+        of, to = labels.index(label), labels.index(other)
+        pairs = [
+            (100 * a, 100 * b)
+            for one in found
+            for a, b in zip(one["methods"][of]["values"], one["methods"][to]["values"], strict=True)
+        ]
+        by_cell = [(100 * one["methods"][of]["mean"], 100 * one["methods"][to]["mean"]) for one in found]
+        cells_won = sum(a > b for a, b in by_cell)
+        all_runs, of_cells = (paired_seeds(*map(list, zip(*each, strict=True))) for each in (pairs, by_cell))
+        lines.append(
+            f"| {label} − {other} | {told(all_runs)} | {p_of(all_runs)} | {told(of_cells)} | {p_of(of_cells)}"
+            f" | {cells_won} of {len(by_cell)} |"
+        )
+    return "\n".join(lines)
+
+
+def told(pair: Any) -> str:
+    """Return a difference and its interval."""
+    return f"{pair.difference:+.2f} ({pair.low:+.2f} – {pair.high:+.2f})"
+
+
+def p_of(pair: Any) -> str:
+    """Return a p-value, as one reads it."""
+    return "" if pair.p is None else f"{pair.p:.2g}"
+
+
+if __name__ == "__main__":
+    main()
