@@ -3,7 +3,6 @@
 python benchmarks/results_page.py
 """
 
-
 from defaults import table as defaults_table
 from grid import cells
 from grid import table as grid_table
@@ -34,8 +33,8 @@ def grid() -> list[str]:
         "## The methods, each at its own learning rate",
         "",
         f"Points (100 × the metric) on test rows, mean ± standard deviation over {settings['seeds']} seeds"
-        " (`benchmarks/grid.py`, which has the settings). Each method has the one of three learning rates"
-        f" ({settings['rates']} times 5e-3) that was best on the selection rows of one seed. LoRA with 300 steps has"
+        " (`benchmarks/grid.py`, which has the settings). Each method has the one of two learning rates"
+        " that was best on the selection rows of one seed. LoRA with 300 steps has"
         " about the time of BiDoRA's 80 + 150; the others take 150. Differences are paired; p is Wilcoxon's. The runs"
         " of a cell share test rows, and are no independent samples: the test over cells is the one to go by.",
         "",

@@ -77,3 +77,14 @@ def test_trials_are_shown_best_first(capsys: pytest.CaptureFixture[str]) -> None
     assert "3 trials, 2 to their end; the best recipe: best.yaml" in told
     tell_trial(SimpleNamespace(number=3, state="failed", value=None, overrides=("a=1",), reason="not finite"))
     assert capsys.readouterr().err == "trial 3: failed  a=1  not finite\n"
+
+
+def test_lanes_have_the_last_part_of_a_key_above_them_where_it_tells_keys_apart(capsys, tmp_path):
+    values = {"retrain.learning_rate": "5e-3", "search.learning_rate": "1e-3", "adapter.rank": "4", "seed": "0"}
+    metrics = {"test": {"accuracy": {"value": 0.5}}, "kept": {"step": 4, "of": 4}, "seconds": 1.0}
+    lane = SimpleNamespace(setting=SimpleNamespace(name="x", values=values), metrics=metrics, stopped=None)
+    print_lanes(tmp_path, [lane])
+    head = "".join(capsys.readouterr().out.split())
+    assert "rank" in head
+    assert "adapter.rank" not in head
+    assert "retrain.learn" in head

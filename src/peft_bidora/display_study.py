@@ -51,7 +51,8 @@ def print_lanes(folder: Path, outcomes: Sequence[Any]) -> None:
     done = [outcome for outcome in outcomes if outcome.metrics is not None]
     names = list(dict.fromkeys(name for each in done for name in list(each.metrics["test"])[:SHOWN_METRICS]))
     keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.setting.values))
-    table = Table(*keys, *names, "kept step", "trained, s")
+    heads = _short(keys)
+    table = Table(*heads.values(), *names, "kept step", "trained, s")
     for outcome in outcomes:
         if outcome.metrics is None:
             table.add_row(*_values_of(outcome, keys), "stopped")
@@ -66,7 +67,7 @@ def print_lanes(folder: Path, outcomes: Sequence[Any]) -> None:
     for outcome in done:
         groups.setdefault(tuple(_values_of(outcome, others)), []).append(outcome.metrics)
     if any(len(group) > 1 for group in groups.values()):
-        table = Table(*others, "seeds", *names, title="mean ± standard deviation over seeds")
+        table = Table(*(heads[key] for key in others), "seeds", *names, title="mean ± standard deviation over seeds")
         for values_of_group, group in groups.items():
             told = [
                 _over_seeds([metrics["test"].get(metric, {}).get("value") for metrics in group]) for metric in names
@@ -77,6 +78,12 @@ def print_lanes(folder: Path, outcomes: Sequence[Any]) -> None:
         if outcome.stopped is not None:
             typer.echo(f"{outcome.setting.name} was stopped: {outcome.stopped}")
     typer.echo(f"each lane is a run folder in {folder}")
+
+
+def _short(keys: Sequence[str]) -> dict[str, str]:
+    """Return each key without its section, where that tells it from the others."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}
 
 
 def _values_of(outcome: Any, keys: Sequence[str]) -> list[str]:
