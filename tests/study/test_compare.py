@@ -80,8 +80,10 @@ def test_resumed_comparison_keeps_what_is_finished_and_ends_the_same(
     (tmp_path / "run/comparison.json").unlink()
     with pytest.raises(CheckpointError, match="holds a comparison that is not finished"):
         read_comparison(tmp_path / "run")
-    again = compare(plan, resume=True)
+    told: list[tuple[Any, ...]] = []
+    again = compare(plan, resume=True, watch=lambda *event: told.append(event))
 
+    assert told[0] == ("lora", "done", 1, 1, [])
     assert inline == ["bidora", "full rate=1,seed=0"]
     assert kept.stat().st_mtime_ns == before
     for one, other in zip(whole["methods"], again["methods"], strict=True):

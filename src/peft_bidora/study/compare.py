@@ -59,6 +59,9 @@ def compare(
         if resume:
             _check_same(plan)
         _begin(plan, resume)
+        for variant in plan.variants:
+            if all(is_over(setting.recipe.output) for setting in variant.settings if plan.tunes(setting)):
+                watch(variant.label, "done", 1, 1, [])  # before a kill
         _run_all(_open_jobs(plan, at_once), jobs, watch)
         # A run that is stopped may change the choice of a rate.
         while waiting := _open_jobs(plan, at_once, require_rates(plan, _metrics(plan))):
