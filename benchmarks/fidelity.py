@@ -111,7 +111,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, list[tuple[Any, Any]]]:
     table = read_table(options.data_dir / "trec6" / "train.jsonl")
     examples = read_examples(table, resolve_columns(table, None, None)[0])
     names = label_names(examples)
-    base = SequenceClassification(tuple(names)).load_model(source, tokenizer, attention="eager")
+    base = SequenceClassification(tuple(names)).load_model(source, tokenizer, attn_implementation="eager")
     model = attach_adapter(base, AdapterOptions(), use_dora=True, task_type="SEQ_CLS", head=head_modules(base))
     set_norm_in_graph(model, True)
     model.train()

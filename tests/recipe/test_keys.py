@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from transformers import BertConfig
 
+from peft_bidora.recipe import loading
 from peft_bidora.recipe import prepare as prepare_module
 from peft_bidora.recipe.load import load_recipe, recipe_keys
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments, task_options
+from peft_bidora.recipe.outlook import activation_bytes
 from peft_bidora.tasks import registry
 
 PHASE = {
@@ -72,6 +74,8 @@ CHANGED = {
     "search.settled": "0.4",
     "retrain.from": "initial",
     "precision": "bfloat16",
+    "quantization": "4bit",
+    "activation_checkpointing": "true",
     "seed": "3",
     "output": "elsewhere",
     "logging_steps": "3",
@@ -122,6 +126,7 @@ def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )  # fmt: skip
     monkeypatch.setattr(prepare_module, "resolve_model", lambda name: f"folder of {name}")
     monkeypatch.setattr(prepare_module, "load_config", lambda _: config)
+    monkeypatch.setattr(loading, "load_config", lambda _: config)
     monkeypatch.setattr(prepare_module, "load_tokenizer", lambda _: OneToken())
     kind = registry.TASKS["sequence-classification"]
     kind = replace(kind, reads=kind.reads | {"generation"})  # it is the options that are compared
@@ -154,6 +159,8 @@ def built(path: Path, overrides: list[str]) -> dict[str, Any]:
         "prepared": (prepared.kind.name, prepared.source, prepared.max_length, prepared.target_modules),
         "rows": (prepared.rows.split_hashes(), task.state()),
         "options": task_options(recipe),
+        "packing": loading.packing(recipe, prepared.kind, prepared.source),
+        "activations": activation_bytes(recipe, loading.load_config(prepared.source), 8),
         "hub": recipe.push_to_hub,  # read by the command line, after the run
     }
 

@@ -82,3 +82,18 @@ def test_tags_and_labels_of_lists_are_counted(
 
     path = make_recipe(some(60, 0), some(20, 60), task=task, data__text=None, data__label=None)
     assert outlook(prepare(load_recipe(path)))["classes"]["test"] == expected
+
+
+def test_memory_falls_by_what_is_packed_and_computed_again(make_recipe: Make) -> None:
+    def told(**changes: Any) -> int:
+        return int(outlook(prepare(load_recipe(make_recipe(**changes))))["memory_bytes"])
+
+    whole = told()
+    # 2 layers of 4 · 16² + 2 · 16 · 24 numbers, and the pooler's 16²; 1/2 byte and a scale of 4 bytes for 64 of them.
+    linear = 2 * (4 * 256 + 2 * 384) + 256
+    assert whole - told(quantization="8bit") == 3 * linear
+    assert whole - told(quantization="4bit") == linear * (4 - 0.5625)
+    # 4 rows; a layer keeps 34 · 16 + 5 · 2 · tokens numbers of two bytes, twice that in float32.
+    tokens = outlook(prepare(load_recipe(make_recipe())))["tokens"]["longest_read"]
+    of_layer = 4 * tokens * 2 * (34 * 16 + 5 * 2 * tokens)
+    assert whole - told(activation_checkpointing=True) == of_layer - 4 * tokens * 2 * 16 * 4

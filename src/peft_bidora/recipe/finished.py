@@ -14,6 +14,7 @@ from peft_bidora.data.table import Table
 from peft_bidora.errors import BiDoRAError, CheckpointError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.load import load_recipe
+from peft_bidora.recipe.loading import loading_options
 from peft_bidora.recipe.options import task_options
 from peft_bidora.recipe.prepare import prepare, read_other
 from peft_bidora.recipe.progress import progress_bar
@@ -79,8 +80,12 @@ def read_run(run_folder: Path) -> FinishedRun:
     )
 
 
-def load_trained(run: FinishedRun) -> Any:
+def load_trained(run: FinishedRun, *, unpacked: bool = False) -> Any:
     """Return the trained model of a run, on the device that there is.
+
+    Args:
+        run: what its folder says.
+        unpacked: whether weights that were packed into few bits are unpacked, as they are rounded, into float32.
 
     Raises:
         BiDoRAError: its weights, or those that it adapts, cannot be loaded.
@@ -91,7 +96,7 @@ def load_trained(run: FinishedRun) -> Any:
     if run.recipe.method == "full":
         model = run.task.load_model(str(weights), run.tokenizer)
     else:
-        base = run.task.load_model(resolve_model(run.recipe.model), run.tokenizer)
+        base = load_base(run, unpacked=unpacked)
         try:
             model = load_adapter(weights, base)
         except BiDoRAError:
@@ -103,6 +108,13 @@ def load_trained(run: FinishedRun) -> Any:
             ) from error
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return model if device is None else model.to(device)
+
+
+def load_base(run: FinishedRun, *, unpacked: bool = False) -> Any:
+    """Return the base model of a run, before it was adapted; args and errors as in `load_trained`."""
+    source = resolve_model(run.recipe.model)
+    base = run.task.load_model(source, run.tokenizer, **loading_options(run.recipe, run.kind, source))
+    return base.dequantize() if unpacked and run.recipe.quantization is not None else base
 
 
 def predict_with(

@@ -17,7 +17,7 @@ from peft_bidora.adapter.export import convert_to_lora, merge_adapter, save_adap
 from peft_bidora.data.examples import Examples
 from peft_bidora.data.source import read_table
 from peft_bidora.errors import AdapterError, RecipeError
-from peft_bidora.recipe.finished import FinishedRun, load_trained, read_run, tabulated
+from peft_bidora.recipe.finished import FinishedRun, load_base, load_trained, read_run, tabulated
 from peft_bidora.recipe.folder import LOADED, METRICS, read_object, write_json
 from peft_bidora.recipe.output import disk_reason
 from peft_bidora.tasks.base_model import load_config, resolve_model
@@ -74,7 +74,7 @@ def merge(
         raise AdapterError(f"{run_folder} was trained by lora: its adapter in {run_folder / 'adapter'} is one already.")
     examples = _first_rows(run)
     batch = _batch(run, examples)
-    model = load_trained(run).eval()
+    model = load_trained(run, unpacked=True).eval()
     expected = _logits(model, batch)
     errors: dict[str, float] = {}
     if lora_rank is not None:
@@ -132,7 +132,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _lora_model(run: FinishedRun, model: Any, rank: int) -> Any:
-    base = run.task.load_model(resolve_model(run.recipe.model), run.tokenizer).to(model.device)
+    base = load_base(run, unpacked=True).to(model.device)
     options = AdapterOptions(rank, rank, 0.0, run.recipe.adapter.target_modules)
     return attach_adapter(base, options, use_dora=False, task_type=run.task.peft_type, head=head_modules(base))
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from peft_bidora.adapter.attach import count_trainable, head_modules
 from peft_bidora.data.examples import Examples
+from peft_bidora.recipe.loading import saved_bytes
 from peft_bidora.recipe.options import adapter_options, phase_steps
 from peft_bidora.recipe.prepare import Prepared
 from peft_bidora.recipe.schema import Recipe
@@ -30,7 +31,7 @@ def outlook(prepared: Prepared) -> dict[str, Any]:
 
     The memory counts weights, gradients and AdamW's two moments, and activations after Korthikanti et al.,
     arXiv:2205.05198: rows · tokens · layers · (34 · width + 5 · heads · tokens) bytes at 16 bits. It is an upper
-    bound where attention is fused.
+    bound where attention is fused. Packed weights count as many bits as they have, and their scales.
     """
     recipe = prepared.recipe
     config = load_config(prepared.source)
@@ -54,7 +55,10 @@ def outlook(prepared: Prepared) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "parameters": total,
         **_steps(prepared),
-        "memory_bytes": _memory(recipe, config, total, trainable, tokens["longest_read"]),
+        "memory_bytes": 4 * total
+        - int(saved_bytes(recipe, prepared.kind, prepared.source))
+        + 12 * trainable
+        + activation_bytes(recipe, config, tokens["longest_read"]),
     }
 
 
@@ -139,15 +143,16 @@ def _steps(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _memory(recipe: Recipe, config: Any, total: int, trainable: int, tokens: int) -> int:
-    return 4 * total + 12 * trainable + activation_bytes(recipe, config, tokens)
-
-
 def activation_bytes(recipe: Recipe, config: Any, tokens: int) -> int:
-    """Return what a pass over a batch of rows of so many tokens keeps, see `outlook`."""
+    """Return what a pass over a batch of rows of so many tokens keeps, see `outlook`.
+
+    With activation checkpointing that is the input of each layer, and one whole layer at a time.
+    """
     width = getattr(config, "hidden_size", 0)
     layers, heads = getattr(config, "num_hidden_layers", 0), getattr(config, "num_attention_heads", 0)
     sections = [recipe.search, recipe.retrain] if recipe.method == "bidora" else [recipe.retrain]
     rows = max(section.batch_size for section in sections)
     width_of_number = 2 if recipe.precision == "bfloat16" else 4
-    return int(rows * tokens * layers * (34 * width + 5 * heads * tokens) * width_of_number // 2)
+    of_layer = (34 * width + 5 * heads * tokens) * width_of_number // 2
+    inputs = layers * width * width_of_number
+    return int(rows * tokens * (of_layer + inputs if recipe.activation_checkpointing else layers * of_layer))

@@ -15,6 +15,7 @@ from peft_bidora.data.wording import counted, suggestion, verb
 from peft_bidora.errors import DataError, Faults, RecipeError
 from peft_bidora.recipe.checks import check_trackers, check_upper_steps, check_vocabulary, check_writes
 from peft_bidora.recipe.files import data_files, with_glue_defaults
+from peft_bidora.recipe.loading import check_loading
 from peft_bidora.recipe.options import check_read, task_options
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_config, load_tokenizer, position_limit, resolve_model, skeleton
@@ -89,6 +90,8 @@ def prepare(recipe: Recipe) -> Prepared:
     rows = faults.check(read_rows, recipe, kind, tokenizer, config) if kind and settled else None
     targets = kind and config and faults.check(_targets, recipe, kind, config)
     max_length = config and tokenizer and faults.check(_max_length, recipe, config, tokenizer)
+    if kind and config and writes:
+        faults.check(check_loading, recipe, kind, config)
     if config and tokenizer:
         faults.check(check_vocabulary, recipe.model, config, tokenizer)
     faults.check(check_trackers, recipe.report_to)

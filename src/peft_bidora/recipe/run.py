@@ -12,6 +12,7 @@ from peft_bidora.adapter.export import save_adapter
 from peft_bidora.data.examples import Examples
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, ProgressLines, Stopwatch
+from peft_bidora.recipe.loading import loading_options, packing
 from peft_bidora.recipe.memory import peak_memory_bytes
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
 from peft_bidora.recipe.output import disk_faults, held
@@ -86,8 +87,12 @@ def make_trainer(prepared: Prepared) -> ExactTrainer:
     """
     recipe, task = prepared.recipe, prepared.rows.task
     set_seed(recipe.seed)
-    attention = "eager" if recipe.method == "bidora" and recipe.search.hypergradient == "exact" else None
-    model = task.load_model(prepared.source, prepared.tokenizer, attention)
+    loading = loading_options(recipe, prepared.kind, prepared.source)
+    model = task.load_model(prepared.source, prepared.tokenizer, **loading)
+    if recipe.activation_checkpointing:
+        # Its name before transformers 5.20 or so.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if recipe.method != "full":
         use_dora = recipe.method != "lora"
         model = attach_adapter(
@@ -250,6 +255,12 @@ def loading_lines(prepared: Prepared) -> list[str]:
         auto_class = auto_class.replace("AutoModel", "AutoPeftModel")
         imports = [f"from peft import {auto_class}", "from transformers import AutoTokenizer"]
         arguments = [repr(path), *(f"{name}={value!r}" for name, value in options.items())]
+        packed = packing(recipe, prepared.kind, prepared.source)
+        # PEFT 0.21.2 loses the scales of 8 bits when it reads a DoRA layer over them.
+        if packed is not None and (recipe.quantization == "4bit" or recipe.method == "lora"):
+            told = ", ".join(f"{name}={value!r}" for name, value in packed.items())
+            arguments.append(f"quantization_config=BitsAndBytesConfig({told})")
+            imports.append("from transformers import BitsAndBytesConfig")
         load = f"model = {auto_class}.from_pretrained({', '.join(arguments)})"
     tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({path!r})"
     some_row = prepared.rows.parts["lower"].texts[0]

@@ -225,6 +225,8 @@ class Recipe(Section):
     classification: ClassificationSection = ClassificationSection()
     generation: GenerationSection = GenerationSection()
     precision: Literal["float32", "bfloat16"] = "float32"
+    quantization: Literal["8bit", "4bit"] | None = None
+    activation_checkpointing: bool = False
     seed: Seed = 0
     output: Annotated[Path, AfterValidator(_system_path)]
     logging_steps: Count = 10

@@ -51,15 +51,15 @@ class MultiLabelClassification:
         check_lists(examples)
         check_labels_known(self.label_names, examples)
 
-    def load_model(self, source: str, tokenizer: Any, attention: str | None = None) -> Any:
+    def load_model(self, source: str, tokenizer: Any, **loading: Any) -> Any:
         """Return the pretrained model in float32 with a new head, one output a class."""
         return load_weights(
             source,
             sequence_classifier(),
             tokenizer,
-            attention,
             problem_type="multi_label_classification",
             label_names=self.label_names,
+            **loading,
         )
 
     def encode(self, examples: Examples, tokenizer: Any, max_length: int) -> Columns:

@@ -50,10 +50,10 @@ class Regression:
     def check(self, examples: Examples) -> None:
         """Any number may be predicted."""
 
-    def load_model(self, source: str, tokenizer: Any, attention: str | None = None) -> Any:
+    def load_model(self, source: str, tokenizer: Any, **loading: Any) -> Any:
         """Return the pretrained model in float32 with a new head of one output."""
         return load_weights(
-            source, sequence_classifier(), tokenizer, attention, num_labels=1, problem_type="regression"
+            source, sequence_classifier(), tokenizer, num_labels=1, problem_type="regression", **loading
         )
 
     def encode(self, examples: Examples, tokenizer: Any, max_length: int) -> Columns:

@@ -73,8 +73,14 @@ class Task(Protocol):
     def check(self, examples: Examples) -> None:
         """Raise DataError if the examples have labels that the train rows do not provide for."""
 
-    def load_model(self, source: str, tokenizer: Any, attention: str | None = None) -> Any:
-        """Return the pretrained model in float32, with a new head where the task needs one."""
+    def load_model(self, source: str, tokenizer: Any, **loading: Any) -> Any:
+        """Return the pretrained model in float32, with a new head where the task needs one.
+
+        Args:
+            source: a folder or a hub name.
+            tokenizer: of the model.
+            **loading: what else transformers' `from_pretrained` is told.
+        """
 
     def encode(self, examples: Examples, tokenizer: Any, max_length: int) -> Columns:
         """Return columns of unpadded model inputs, with `labels` where the examples have them."""

@@ -56,9 +56,9 @@ class TextGeneration:
     def check(self, examples: Examples) -> None:
         """Pass: any text is a reference."""
 
-    def load_model(self, source: str, tokenizer: Any, attention: str | None = None) -> Any:
+    def load_model(self, source: str, tokenizer: Any, **loading: Any) -> Any:
         """Return the pretrained model in float32."""
-        return load_weights(source, _auto_class(self.encoder_decoder), tokenizer, attention)
+        return load_weights(source, _auto_class(self.encoder_decoder), tokenizer, **loading)
 
     def encode(self, examples: Examples, tokenizer: Any, max_length: int) -> Columns:
         """Return columns of token ids, unpadded, and `labels` of the first reference where there are any.

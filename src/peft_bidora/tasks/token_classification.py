@@ -89,14 +89,14 @@ class TokenClassification:
         check_scheme(examples, self.scheme)  # a tag of another scheme is no new class
         check_labels_known(self.label_names, examples)
 
-    def load_model(self, source: str, tokenizer: Any, attention: str | None = None) -> Any:
+    def load_model(self, source: str, tokenizer: Any, **loading: Any) -> Any:
         """Return the pretrained model in float32 with a new head, one output a tag."""
         return load_weights(
             source,
             token_classifier(),
             tokenizer,
-            attention,
             label_names=self.label_names,
+            **loading,
         )
 
     def encode(self, examples: Examples, tokenizer: Any, max_length: int) -> Columns:

@@ -17,7 +17,6 @@ def load_weights(
     source: str,
     auto_class: Any,
     tokenizer: Any,
-    attention: str | None = None,
     label_names: Sequence[str] | None = None,
     **config: Any,
 ) -> Any:
@@ -30,9 +29,8 @@ def load_weights(
         source: a folder or a hub name.
         auto_class: the transformers class that builds it.
         tokenizer: whose padding token the model must know.
-        attention: transformers' `attn_implementation`; None for its choice.
         label_names: the classes, in the order of the outputs; None where there are none.
-        **config: what else is changed in the model's configuration.
+        **config: what else is changed in the model's configuration, or told to `from_pretrained`.
 
     Raises:
         ModelError: the weights cannot be loaded, or are not those of the model's configuration.
@@ -42,8 +40,6 @@ def load_weights(
     if label_names is not None:
         config["id2label"] = dict(enumerate(label_names))
         config["label2id"] = {name: index for index, name in enumerate(label_names)}
-    if attention is not None:
-        config["attn_implementation"] = attention
     try:
         with _quiet():
             model, report = auto_class.from_pretrained(
