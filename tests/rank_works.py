@@ -2,16 +2,31 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, BertConfig, default_data_collator
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from peft_bidora.adapter.attach import AdapterOptions, attach_adapter, head_modules
+from peft_bidora.tasks.completions import pad_right
+from peft_bidora.tasks.multi_label import MultiLabelClassification
+from peft_bidora.tasks.regression import Regression
+from peft_bidora.tasks.sequence_classification import SequenceClassification
+from peft_bidora.tasks.token_classification import TokenClassification
 from peft_bidora.training import bilevel_mixin
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.trainer import BiDoRATrainer
+from peft_bidora.training.upper_batches import UpperBatches
 
 OPTIONS: dict[str, Any] = {
     "max_steps": 20,
@@ -33,35 +48,82 @@ OPTIONS: dict[str, Any] = {
 COUNTS = {"train_dataset": 17, "upper_dataset": 13, "eval_dataset": 7}
 
 
-def adapted(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Any:
-    """A tiny BERT with an adapter whose B is not zero, so that every gradient is alive."""
+NAMES = ("a", "b", "c")
+WEIGHTS = (0.5, 1.0, 3.0)
+# The losses, by what they are a mean over; of the first and the last two the model has its own.
+LOSSES: dict[str, Any] = {
+    "rows": None,
+    "weighted rows": SequenceClassification(NAMES, WEIGHTS).loss,
+    "numbers": Regression(0.0, 1.0).loss,
+    "labels": MultiLabelClassification(NAMES, WEIGHTS).loss,
+    "words": TokenClassification(NAMES, "plain", WEIGHTS).loss,
+    "tokens": None,
+    "shifted tokens": None,
+}
+
+
+def adapted(kind: str = "rows", dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Any:
+    """A tiny model with an adapter whose B is not zero, so that every gradient is alive."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, num_labels=3,
-    )  # fmt: skip
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    ids = {"vocab_size": 40, "eos_token_id": 0, "pad_token_id": 0, "bos_token_id": 2}
+    if kind == "tokens":
+        shape = {f"{part}_{what}": size for part in ("encoder", "decoder") for what, size in
+                 (("layers", 1), ("attention_heads", 2), ("ffn_dim", 24))}  # fmt: skip
+        config: Any = BartConfig(d_model=16, dropout=dropout, decoder_start_token_id=0, forced_eos_token_id=None,
+                                 max_position_embeddings=32, **shape, **ids)  # fmt: skip
+        model: Any = BartForConditionalGeneration(config)
+    elif kind == "shifted tokens":
+        rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+        model = GPT2LMHeadModel(GPT2Config(n_positions=32, n_embd=16, n_layer=2, n_head=2, **rates, **ids))
+    else:
+        config = BertConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+            max_position_embeddings=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+            num_labels=1 if kind == "numbers" else 3,
+        )  # fmt: skip
+        auto = AutoModelForTokenClassification if kind == "words" else AutoModelForSequenceClassification
+        model = auto.from_config(config, attn_implementation="eager")
+    task = {"words": "TOKEN_CLS", "tokens": None, "shifted tokens": None}.get(kind, "SEQ_CLS")
     options = AdapterOptions(rank=4, alpha=8)
-    made = attach_adapter(model, options, use_dora=True, task_type="SEQ_CLS", head=head_modules(model))
+    made = attach_adapter(model, options, use_dora=True, task_type=task, head=head_modules(model))
     for name, parameter in made.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     return made.to(dtype)
 
 
-def rows(count: int, seed: int) -> list[dict[str, Any]]:
+def rows(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of three to eight tokens, whose labels differ in number where they are of words or tokens."""
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for _ in range(count):
-        ids = torch.randint(1, 40, (6,), generator=generator).tolist()
-        made.append({"input_ids": ids, "attention_mask": [1] * 6, "labels": ids[0] % 3})
+    for row in range(count):
+        ids = torch.randint(3, 40, (3 + row % 6,), generator=generator).tolist()
+        labels: Any = {
+            "numbers": ids[0] / 40,
+            "labels": [float(ids[0] % 2), float(ids[1] % 2), float(ids[2] % 2)],
+            "words": [-100, *(each % 3 for each in ids[1:])],
+            "tokens": ids[: 1 + row % 4],
+            "shifted tokens": [-100, -100, *ids[2:]],
+        }.get(kind, ids[0] % 3)
+        made.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     return made
 
 
-def make_trainer(output: Path, dropout: float = 0.0, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
-    data = {name: rows(count, seed) for seed, (name, count) in enumerate(COUNTS.items())}
+def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pad the rows of a batch."""
+    if isinstance(batch[0]["labels"], list) and not isinstance(batch[0]["labels"][0], float):
+        return pad_right(SimpleNamespace(pad_token_id=0))(batch)
+    plain = [{name: value for name, value in row.items() if name != "labels"} for row in batch]
+    return {**pad_right(SimpleNamespace(pad_token_id=0))(plain), "labels": torch.tensor([r["labels"] for r in batch])}
+
+
+def make_trainer(
+    output: Path, kind: str = "rows", dropout: float = 0.0, dtype: torch.dtype = torch.float64, **changes: Any
+) -> Any:
+    data = {name: rows(kind, count, seed) for seed, (name, count) in enumerate(COUNTS.items())}
     args = BiDoRAArguments(str(output), **{**OPTIONS, **changes})
-    return BiDoRATrainer(adapted(dropout, dtype), args, data_collator=default_data_collator, **data)
+    model = adapted(kind, dropout, dtype)
+    return BiDoRATrainer(model, args, data_collator=collate, compute_loss_func=LOSSES[kind], **data)
 
 
 def trained(model: Any) -> dict[str, Tensor]:
@@ -81,31 +143,49 @@ def train_all(output: Path, scenarios: dict[str, dict[str, Any]]) -> dict[str, A
 
 def logged(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was logged of numbers, without times and without the epoch, which counts passes."""
-    left_out = ("phase", "epoch", "runtime", "per_second", "seconds", "flos", "preparation")
+    left_out = ("phase", "epoch", "train_loss", "runtime", "per_second", "seconds", "flos", "preparation")
     return [{name: value for name, value in entry.items() if not any(t in name for t in left_out)} for entry in history]
 
 
 def train_with_dropout(output: Path) -> dict[str, Any]:
-    """Search 50 steps with dropout; return what each rank had in its hands at each upper step."""
-    trainer = make_trainer(output, 0.2, torch.float32, max_steps=50, retrain_max_steps=4, hypergradient="one-sided")
-    seen: dict[str, Any] = {"replayed": [], "lower": [], "rows": []}
-    step, compute_loss, losses = bilevel_mixin.upper_step, trainer.compute_loss, []
+    """Search 50 steps with dropout; return what this rank read, and whether it replayed its masks.
 
-    def spy(model: Any, inputs: Any, **options: Any) -> Any:
-        seen["rows"].append((trainer.phase, inputs["input_ids"].tolist(), inputs["labels"].tolist()))
-        loss = compute_loss(model, inputs, **options)
-        losses.append((loss[0] if isinstance(loss, tuple) else loss).item())
+    Returns:
+        `values`; `read`, of each lower, upper and retrain pass the ids of its rows, none of a blank one; `replayed`, of
+        each upper step whether two replays of the last training pass have its loss; `drawn`, what it would draw next.
+    """
+    options = {"max_steps": 50, "retrain_max_steps": 4, "per_device_train_batch_size": 4, "eval_strategy": "no"}
+    trainer = make_trainer(output, "rows", 0.2, torch.float32, hypergradient="one-sided", **options)
+    seen: dict[str, Any] = {"replayed": [], "lower": [], "upper": [], "retrain": []}
+    step, training_step, next_batch = bilevel_mixin.upper_step, trainer.training_step, UpperBatches.next_batch
+    losses: list[float] = []
+
+    def ids(batch: Any) -> list[tuple[int, ...]]:
+        return [tuple(row) for row, label in zip(batch["input_ids"].tolist(), batch["labels"], strict=True) if label >= 0]
+
+    def lower(model: Any, inputs: Any, *args: Any) -> Tensor:
+        seen["lower" if trainer.phase == "search" else "retrain"].append(ids(inputs))
+        return training_step(model, inputs, *args)
+
+    def upper(batches: UpperBatches) -> list[Any]:
+        read = next_batch(batches)
+        seen["upper"] += [ids(batch) for batch in read]
+        return read
+
+    def compute_loss(*args: Any, **named: Any) -> Any:
+        loss = type(trainer).compute_loss(trainer, *args, **named)
+        losses.append(loss.item())
         return loss
 
-    def replaying(estimator: Any, problem: Any, *args: Any, **options: Any) -> Any:
+    def replaying(estimator: Any, problem: Any, *args: Any, **named: Any) -> Any:
         trained_loss = losses[-1]
-        seen["lower"].append(trained_loss)
-        seen["replayed"] += [loss().item() == trained_loss for loss in problem.lower_losses for _ in range(2)]
-        return step(estimator, problem, *args, **options)
+        seen["replayed"] += [[loss().item() == trained_loss for _ in range(2)] for loss in problem.lower_losses]
+        return step(estimator, problem, *args, **named)
 
-    trainer.compute_loss, bilevel_mixin.upper_step = spy, replaying
+    trainer.training_step, trainer.compute_loss = lower, compute_loss
+    bilevel_mixin.upper_step, UpperBatches.next_batch = replaying, upper
     try:
         trainer.train()
     finally:
-        bilevel_mixin.upper_step = step
-    return {**seen, "values": trained(trainer.model)}
+        bilevel_mixin.upper_step, UpperBatches.next_batch = step, next_batch
+    return {**seen, "values": trained(trainer.model), "drawn": torch.rand(4).tolist()}
