@@ -15,6 +15,7 @@ from transformers import (
     BertConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    TrainerCallback,
 )
 
 from peft_bidora.adapter.attach import AdapterOptions, attach_adapter, head_modules
@@ -189,3 +190,52 @@ def train_with_dropout(output: Path) -> dict[str, Any]:
     finally:
         bilevel_mixin.upper_step, UpperBatches.next_batch = step, next_batch
     return {**seen, "values": trained(trainer.model), "drawn": torch.rand(4).tolist()}
+
+
+class Killed(Exception):
+    """Stands for a kill of all ranks at once: nothing of the trainer runs after it."""
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, phase: str, step: int) -> None:
+        self.phase, self.step = phase, step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if Path(args.output_dir).name == self.phase and state.global_step == self.step:
+            raise Killed
+
+
+Place = tuple[str, int]  # a phase and a step of it
+
+
+def train_from(output: Path, resume: bool, kill: Place | None = None, **options: Any) -> dict[str, Tensor] | None:
+    """Train, or go on with what is in a folder; return what was found, None where it was killed."""
+    trainer = make_trainer(output, **options)
+    if kill is not None:
+        trainer.add_callback(KillAt(*kill))
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except Killed:
+        return None
+    return trained(trainer.model)
+
+
+def resume_all(output: Path, same: dict[Place, Any], cut: Any, resumed: Any) -> dict[str, Any]:
+    """Resume runs of as many ranks, kill one that others go on with, and go on with one of another.
+
+    Args:
+        output: of what is trained here alone.
+        same: options of runs that are killed and resumed, by where they are killed.
+        cut: folder, place and options of the run that is killed here.
+        resumed: folder and options of the run that is gone on with here.
+    """
+    found: dict[str, Any] = {"same": []}
+    for number, (place, options) in enumerate(same.items()):
+        whole = train_from(output / f"whole-{number}", False, **options)
+        assert train_from(output / f"cut-{number}", False, place, **options) is None
+        found["same"].append((whole, train_from(output / f"cut-{number}", True, **options)))
+    folder, place, options = cut
+    assert train_from(folder, False, place, **options) is None
+    folder, options = resumed
+    found["resumed"] = train_from(folder, True, **options)
+    return found
