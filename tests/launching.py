@@ -30,7 +30,7 @@ def run_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, count: in
 def start_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, count: int = 2) -> list[Any]:
     """Start the ranks and return their processes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rank_works"])
+    context.set_forkserver_preload(["rank_works", "rank_commands"])
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -162,7 +162,9 @@ def train_with_dropout(output: Path) -> dict[str, Any]:
     losses: list[float] = []
 
     def ids(batch: Any) -> list[tuple[int, ...]]:
-        return [tuple(row) for row, label in zip(batch["input_ids"].tolist(), batch["labels"], strict=True) if label >= 0]
+        return [
+            tuple(row) for row, label in zip(batch["input_ids"].tolist(), batch["labels"], strict=True) if label >= 0
+        ]
 
     def lower(model: Any, inputs: Any, *args: Any) -> Tensor:
         seen["lower" if trainer.phase == "search" else "retrain"].append(ids(inputs))

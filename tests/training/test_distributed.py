@@ -1,6 +1,5 @@
 """Several processes are one: two that meet over gloo, each with half of every batch (contract 8)."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,7 +75,9 @@ def test_ranks_read_disjoint_rows_of_their_level_each_once_an_epoch(level, seeds
     first, second = (found[level] for found in dropped)
     names = list(rank_works.COUNTS)
     expected = {
-        tuple(row["input_ids"]) for seed in seeds for row in rank_works.rows("rows", rank_works.COUNTS[names[seed]], seed)
+        tuple(row["input_ids"])
+        for seed in seeds
+        for row in rank_works.rows("rows", rank_works.COUNTS[names[seed]], seed)
     }
     epoch = -(-len(expected) // 8)  # batches
     assert len(first) == len(second) >= epoch

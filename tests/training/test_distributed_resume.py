@@ -1,6 +1,5 @@
-"""Runs of several processes are resumed: by as many to the bit, by another number as one of that number (contract 7)."""
+"""Runs of several processes are resumed: by as many to the bit, by another number to rounding (contract 7)."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

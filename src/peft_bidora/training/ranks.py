@@ -3,7 +3,6 @@
 All are trivial in a process that runs alone.
 """
 
-import os
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -12,42 +11,35 @@ import torch
 from torch import distributed as dist
 from transformers import set_seed
 
+from peft_bidora import launched
+
 T = TypeVar("T")
 APART = 1_000_003  # the seeds of neighbouring ranks
 
 
-def launched() -> int:
-    """Return how many processes torchrun or accelerate started for this run, before they have met."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
 def join() -> None:
     """Let the processes meet, if there are several: over gloo without an accelerator, else over its own backend."""
-    if launched() > 1:
+    if launched.count() > 1:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.accelerator.is_available())
 
 
 def leave() -> None:
-    """Let the processes part."""
+    """Let the processes part, once all are done."""
     if count() > 1:
+        dist.barrier()
         dist.destroy_process_group()
 
 
 def count() -> int:
-    """Return the number of ranks."""
+    """Return the number of ranks; they have met."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Return the number of this one, from 0."""
     return dist.get_rank() if count() > 1 else 0
-
-
-def is_first() -> bool:
-    """Return whether this is the rank that writes and speaks; also before they have met."""
-    return int(os.environ.get("RANK") or 0) == 0 if launched() > 1 else rank() == 0
 
 
 def wait() -> None:
@@ -90,6 +82,19 @@ def together(work: Callable[[], T]) -> T:
     if found is not None:
         raise found
     return value  # type: ignore[return-value]  # there was no error
+
+
+def merged(values: list[T | None]) -> list[Any]:
+    """Return a list in which each rank has its own values, and None elsewhere, with the values of all."""
+    if count() == 1:
+        return values
+    own = {place: value for place, value in enumerate(values) if value is not None}
+    found: list[Any] = [None] * count()
+    dist.all_gather_object(found, own)
+    for each in found:
+        for place, value in each.items():
+            values[place] = value
+    return values
 
 
 def seed_by_rank(seed: int) -> None:
