@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 TIMEOUT = 240  # seconds; the processes of a test take a few
@@ -31,6 +33,7 @@ def start_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, count: 
     """Start the ranks and return their processes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rank_works", "rank_commands"])
+    found_by = os.pathsep.join(path for path in sys.path if path)
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -38,8 +41,10 @@ def start_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, count: 
     processes = [
         context.Process(target=_rank, args=(rank, count, port, work, folder, arguments)) for rank in range(count)
     ]
-    for process in processes:
-        process.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", found_by)  # by which the server finds the modules, when it starts
+        for process in processes:
+            process.start()
     return processes
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rank_works
 from transformers import TrainerCallback
 
 from peft_bidora.cli import main
@@ -18,32 +18,40 @@ from peft_bidora.recipe import run as run_module
 from peft_bidora.training import ranks
 
 Said = tuple[int, str, str]  # exit code, standard output, standard error
+Fault = tuple[str, str, int]  # "killed" or "full disk", the phase and the step
+SMALL = 3000  # bytes, less than the state of an optimiser
 
 
-def give(_folder: Path, commands: Sequence[Sequence[str]], kill: rank_works.Place | None = None) -> list[Said]:
+def give(_folder: Path, commands: Sequence[Sequence[str]], fault: Fault | None = None) -> list[Said]:
     """Give commands one after another; return what this rank said and its exit codes.
 
     Args:
         commands: their arguments.
-        kill: the phase and step in which the second rank kills itself.
+        fault: what happens: the second rank is killed in a step, or the disk is full for the first after it.
     """
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "leave", ranks.wait)  # the next command needs the others
-        if kill is not None and os.environ["RANK"] == "1":
+        if fault is not None:
             make = run_module.make_trainer
-            patch.setattr(run_module, "make_trainer", lambda prepared: _with_callback(make(prepared), Kill(*kill)))
-        return [_give(arguments) for arguments in commands]
+            patch.setattr(run_module, "make_trainer", lambda prepared: _with_callback(make(prepared), Break(*fault)))
+        try:
+            return [_give(arguments) for arguments in commands]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
 
-class Kill(TrainerCallback):
-    """SIGKILL in the middle of a step: after its first pass, before its gradients are applied."""
-
-    def __init__(self, phase: str, step: int) -> None:
-        self.phase, self.step = phase, step
+class Break(TrainerCallback):
+    def __init__(self, fault: str, phase: str, step: int) -> None:
+        self.fault, self.phase, self.step = fault, phase, step
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if Path(args.output_dir).name == self.phase and state.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if Path(args.output_dir).name != self.phase or state.global_step + 1 != self.step:
+            return
+        if self.fault == "killed" and args.process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)  # in the middle of a step: nothing has been applied
+        if self.fault == "full disk" and args.process_index == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def _with_callback(trainer: Any, callback: TrainerCallback) -> Any:
