@@ -1,11 +1,13 @@
 """What ranks do in tests; importing it imports all that they need."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from polynomial import Polynomial, flat, replayed
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
@@ -19,6 +21,17 @@ from transformers import (
 )
 
 from peft_bidora.adapter.attach import AdapterOptions, attach_adapter, head_modules
+from peft_bidora.bilevel.gradients import loss_and_gradient, mean_over_ranks
+from peft_bidora.bilevel.hypergradient import (
+    BilevelProblem,
+    Estimator,
+    UpperGradient,
+    central_difference_hypergradient,
+    direct_gradient,
+    exact_hypergradient,
+    one_sided_difference_hypergradient,
+    value_function_free_gradient,
+)
 from peft_bidora.tasks.completions import pad_right
 from peft_bidora.tasks.multi_label import MultiLabelClassification
 from peft_bidora.tasks.regression import Regression
@@ -241,3 +254,51 @@ def resume_all(output: Path, same: dict[Place, Any], cut: Any, resumed: Any) -> 
     folder, options = resumed
     found["resumed"] = train_from(folder, True, **options)
     return found
+
+
+def polynomial_problem(name: str, polynomial: Polynomial) -> tuple[Estimator, Any]:
+    """Return an estimator, its options bound, and what makes a problem for it."""
+    difference = {"xi": 0.7, "radius": 1e-4}
+    estimators: dict[str, Estimator] = {
+        "central": partial(central_difference_hypergradient, **difference),
+        "one-sided": partial(one_sided_difference_hypergradient, **difference),
+        "reused": partial(one_sided_difference_hypergradient, **difference),
+        "exact": partial(exact_hypergradient, xi=0.7),
+        "first-order": direct_gradient,
+        "value-function-free": partial(value_function_free_gradient, penalty=3.0),
+    }
+
+    def problem(part: int | None = None, **options: Any) -> BilevelProblem:
+        whole = polynomial.problem()
+        lower, upper = whole.lower_losses, whole.upper_losses
+        if part is not None:  # of two ranks, whose mean is taken
+            lower, upper = [replayed(partial(_twice, lower[part]))], [partial(_twice, upper[part])]
+        if name == "reused":
+            options["lower_magnitude_gradient"] = loss_and_gradient(lower, polynomial.magnitude)[1]
+        return BilevelProblem(lower, upper, polynomial.direction, polynomial.magnitude, **options)
+
+    return estimators[name], problem
+
+
+def _twice(loss: Any) -> Tensor:
+    return 2 * loss()
+
+
+def parts_of(gradient: UpperGradient) -> dict[str, Tensor]:
+    """Return what a gradient is made of, flat."""
+    parts = {"total": gradient.total, "direct": gradient.direct, "implicit": gradient.implicit}
+    parts |= {} if gradient.lower is None else {"lower": gradient.lower}
+    return {"loss": gradient.upper_loss, **{name: flat(tensors) for name, tensors in parts.items()}}
+
+
+def estimate_all(_folder: Path, names: list[str]) -> dict[str, dict[str, Tensor]]:
+    """Estimate on two ranks, each with one of the two unequal parts of both losses."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    found = {}
+    for name in names:
+        estimator, problem = polynomial_problem(name, Polynomial(0.3))
+        found[name] = parts_of(estimator(problem(rank, reduction=mean_over_ranks)))
+    mixed = [torch.tensor(float(rank)), torch.full((2, 3), 1.0 + rank, dtype=torch.bfloat16)]
+    mean = mean_over_ranks([*mixed, torch.full((1,), 2.0 + rank).half()])
+    return {**found, "mean": {str(place): each for place, each in enumerate(mean)}}
