@@ -1,11 +1,13 @@
 """What ranks do in tests; importing it imports all that they need."""
 
+import random
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from polynomial import Polynomial, flat, replayed
 from torch import Tensor
@@ -18,6 +20,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     TrainerCallback,
+    set_seed,
 )
 
 from peft_bidora.adapter.attach import AdapterOptions, attach_adapter, head_modules
@@ -32,12 +35,13 @@ from peft_bidora.bilevel.hypergradient import (
     one_sided_difference_hypergradient,
     value_function_free_gradient,
 )
+from peft_bidora.errors import DataError
 from peft_bidora.tasks.completions import pad_right
 from peft_bidora.tasks.multi_label import MultiLabelClassification
 from peft_bidora.tasks.regression import Regression
 from peft_bidora.tasks.sequence_classification import SequenceClassification
 from peft_bidora.tasks.token_classification import TokenClassification
-from peft_bidora.training import bilevel_mixin
+from peft_bidora.training import bilevel_mixin, ranks
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.trainer import BiDoRATrainer
 from peft_bidora.training.upper_batches import UpperBatches
@@ -302,3 +306,46 @@ def estimate_all(_folder: Path, names: list[str]) -> dict[str, dict[str, Tensor]
     mixed = [torch.tensor(float(rank)), torch.full((2, 3), 1.0 + rank, dtype=torch.bfloat16)]
     mean = mean_over_ranks([*mixed, torch.full((1,), 2.0 + rank).half()])
     return {**found, "mean": {str(place): each for place, each in enumerate(mean)}}
+
+
+class Unsendable(Exception):
+    """An error that cannot be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("not to be sent")
+
+
+def agree(_folder: Path) -> dict[str, Any]:
+    """Return what this rank has of work of the first and of all."""
+    torch.distributed.init_process_group("gloo")
+    rank = ranks.rank()
+
+    def fail(kind: type[Exception], *arguments: str) -> Any:
+        raise kind(*arguments)
+
+    def said(work: Any) -> tuple[str, Any]:
+        """Return the type of an error and what it says, or the value."""
+        try:
+            return "value", work()
+        except Exception as error:
+            return type(error).__name__, error.args
+
+    mine = f"of rank {rank}"
+    return {
+        "rank": rank,
+        "found": said(lambda: ranks.on_first(lambda: mine)),
+        "raised": said(lambda: ranks.on_first(lambda: fail(DataError, "one is wrong", "two is wrong"))),
+        "not sent": said(lambda: ranks.on_first(lambda: fail(Unsendable, mine))),
+        "well": said(lambda: ranks.together(lambda: mine)),
+        "of the second": said(lambda: ranks.together(lambda: rank and fail(DataError, mine))),
+        "own": said(lambda: ranks.together(lambda: fail(DataError, mine))),
+        "drawn": draw_after(lambda: ranks.seed_by_rank(7)),
+        "merged": ranks.merged([mine if place % 2 == rank else None for place in range(5)]),
+    }
+
+
+def draw_after(seed: Any) -> list[float]:
+    """Return what is drawn after seeding."""
+    set_seed(7)
+    seed()
+    return [*torch.rand(2).tolist(), *np.random.rand(2).tolist(), random.random()]
