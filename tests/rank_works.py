@@ -170,11 +170,12 @@ def train_with_dropout(output: Path) -> dict[str, Any]:
 
     Returns:
         `values`; `read`, of each lower, upper and retrain pass the ids of its rows, none of a blank one; `replayed`, of
-        each upper step whether two replays of the last training pass have its loss; `drawn`, what it would draw next.
+        each upper step whether two replays of the last training pass have its loss; `seeds`, of the generator at the
+        first pass of each phase.
     """
     options = {"max_steps": 50, "retrain_max_steps": 4, "per_device_train_batch_size": 4, "eval_strategy": "no"}
     trainer = make_trainer(output, "rows", 0.2, torch.float32, hypergradient="one-sided", **options)
-    seen: dict[str, Any] = {"replayed": [], "lower": [], "upper": [], "retrain": []}
+    seen: dict[str, Any] = {"replayed": [], "lower": [], "upper": [], "retrain": [], "seeds": {}}
     step, training_step, next_batch = bilevel_mixin.upper_step, trainer.training_step, UpperBatches.next_batch
     losses: list[float] = []
 
@@ -185,6 +186,7 @@ def train_with_dropout(output: Path) -> dict[str, Any]:
 
     def lower(model: Any, inputs: Any, *args: Any) -> Tensor:
         seen["lower" if trainer.phase == "search" else "retrain"].append(ids(inputs))
+        seen["seeds"].setdefault(trainer.phase, torch.initial_seed())
         return training_step(model, inputs, *args)
 
     def upper(batches: UpperBatches) -> list[Any]:
@@ -208,7 +210,7 @@ def train_with_dropout(output: Path) -> dict[str, Any]:
         trainer.train()
     finally:
         bilevel_mixin.upper_step, UpperBatches.next_batch = step, next_batch
-    return {**seen, "values": trained(trainer.model), "drawn": torch.rand(4).tolist()}
+    return {**seen, "values": trained(trainer.model)}
 
 
 class Killed(Exception):
