@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from polynomial import Polynomial, flat, replayed
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -171,11 +172,11 @@ def train_with_dropout(output: Path) -> dict[str, Any]:
     Returns:
         `values`; `read`, of each lower, upper and retrain pass the ids of its rows, none of a blank one; `replayed`, of
         each upper step whether two replays of the last training pass have its loss; `seeds`, of the generator at the
-        first pass of each phase.
+        first pass of each phase; `reduced`, the passes whose gradients DistributedDataParallel reduces.
     """
     options = {"max_steps": 50, "retrain_max_steps": 4, "per_device_train_batch_size": 4, "eval_strategy": "no"}
     trainer = make_trainer(output, "rows", 0.2, torch.float32, hypergradient="one-sided", **options)
-    seen: dict[str, Any] = {"replayed": [], "lower": [], "upper": [], "retrain": [], "seeds": {}}
+    seen: dict[str, Any] = {"replayed": [], "lower": [], "upper": [], "retrain": [], "seeds": {}, "reduced": 0}
     step, training_step, next_batch = bilevel_mixin.upper_step, trainer.training_step, UpperBatches.next_batch
     losses: list[float] = []
 
@@ -194,8 +195,9 @@ def train_with_dropout(output: Path) -> dict[str, Any]:
         seen["upper"] += [ids(batch) for batch in read]
         return read
 
-    def compute_loss(*args: Any, **named: Any) -> Any:
-        loss = type(trainer).compute_loss(trainer, *args, **named)
+    def compute_loss(model: Any, *args: Any, **named: Any) -> Any:
+        seen["reduced"] += isinstance(model, DistributedDataParallel)
+        loss = type(trainer).compute_loss(trainer, model, *args, **named)
         losses.append(loss.item())
         return loss
 

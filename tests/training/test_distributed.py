@@ -71,6 +71,11 @@ def test_dropout_is_paired_within_a_rank_and_differs_between_them(dropped) -> No
     assert len({*first.values(), *second.values()}) == 4  # two ranks, two phases
 
 
+def test_passes_of_the_upper_step_go_round_the_wrapper(dropped) -> None:
+    for found in dropped:
+        assert found["reduced"] == len(found["lower"]) + len(found["retrain"])
+
+
 @pytest.mark.parametrize(("level", "seeds"), [("lower", [0]), ("upper", [1]), ("retrain", [0, 1])])
 def test_ranks_read_disjoint_rows_of_their_level_each_once_an_epoch(level, seeds, dropped) -> None:
     first, second = (found[level] for found in dropped)
