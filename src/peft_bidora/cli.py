@@ -7,10 +7,18 @@ from typing import Annotated
 
 import typer
 
-from peft_bidora import cli_study
-from peft_bidora.cli_options import AsJson, AtOnce, Overrides, RecipePath, announce, interruptible
+from peft_bidora import cli_study, launched
+from peft_bidora.cli_options import (
+    AsJson,
+    AtOnce,
+    Overrides,
+    RecipePath,
+    announce,
+    interruptible,
+    require_one_process,
+)
 from peft_bidora.display import print_errors, print_evaluation, print_json, print_outlook, print_run, row_progress
-from peft_bidora.errors import BiDoRAError, Faults, RecipeError
+from peft_bidora.errors import BiDoRAError, Faults, ProcessError, RecipeError
 from peft_bidora.quiet import quiet_libraries
 
 app = typer.Typer(
@@ -43,6 +51,7 @@ def train(
     if resume and overwrite:
         raise RecipeError("--resume goes on with a run and --overwrite deletes it; expected one of them.")
     if lanes:
+        require_one_process("--lanes")
         cli_study.train_lanes(
             recipe, overrides or (), lanes, as_json, resume=resume, overwrite=overwrite, at_once=at_once
         )
@@ -55,6 +64,11 @@ def train(
 
     with interruptible():
         metrics = run(loaded, resume=resume, overwrite=overwrite, announce=announce)
+    from peft_bidora.training import ranks
+
+    ranks.leave()
+    if not launched.is_first():
+        return
     from peft_bidora.report.model_card import push_to_hub, write_model_card
 
     write_model_card(loaded.output)
@@ -210,7 +224,8 @@ def main() -> None:
     try:
         app()
     except BiDoRAError as error:
-        faults = list(error.faults)
+        # All processes of a run have one error and one of them tells it, unless they lost each other.
+        faults = list(error.faults) if launched.is_first() or isinstance(error, ProcessError) else []
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         faults = [f"{where}{error.strerror or error}. Correct the path, its permissions or the disk."]

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from peft_bidora import launched
+from peft_bidora.errors import RecipeError
+
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as search.steps=100.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -21,6 +24,15 @@ def interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted; go on with the same command and --resume", err=True)
         raise typer.Exit(130) from None
+
+
+def require_one_process(what: str) -> None:
+    """Raise RecipeError where torchrun or accelerate started several processes for what is of one."""
+    if launched.count() > 1:
+        raise RecipeError(
+            f"{what} is of one process, and {launched.count()} were started. Start it without torchrun; a plain train"
+            " takes several."
+        )
 
 
 def announce(note: str) -> None:

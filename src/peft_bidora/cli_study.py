@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from peft_bidora.cli_options import AsJson, AtOnce, Overrides, RecipePath, announce, interruptible
+from peft_bidora.cli_options import (
+    AsJson,
+    AtOnce,
+    Overrides,
+    RecipePath,
+    announce,
+    interruptible,
+    require_one_process,
+)
 from peft_bidora.display import print_json
 from peft_bidora.display_study import (
     comparison_progress,
@@ -69,6 +77,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare methods over seeds or folds, each at its best learning rate; write tables and a report."""
+    require_one_process("compare")
     if resume and overwrite:
         raise RecipeError("--resume goes on with a comparison and --overwrite deletes it; expected one of them.")
     quiet_libraries()
@@ -106,6 +115,7 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Try learning rates, rank, K and upper fraction on the selection rows; write the best recipe."""
+    require_one_process("tune")
     if resume and overwrite:
         raise RecipeError("--resume goes on with trials and --overwrite deletes them; expected one of them.")
     quiet_libraries()

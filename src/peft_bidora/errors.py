@@ -50,6 +50,10 @@ class NonFiniteError(BiDoRAError):
     """A loss or a gradient of the bi-level problem is infinite or not a number."""
 
 
+class ProcessError(BiDoRAError):
+    """Another process of a run ended before the run did."""
+
+
 class Faults:
     """Run checks that do not depend on one another, keep what they raise, and raise it at once."""
 

@@ -8,6 +8,9 @@ the total derivative of L_val(V*(M), M) with the inverse Hessian of the lower le
 Of lanes, problems that are solved side by side, each parameter has the lane axis in front and each loss is (lanes,): v,
 ε and ξ are then those of each lane.
 
+Of one problem on many processes each has a part of the rows of both batches. Every gradient is reduced before it is
+used, so that v, ε and h are the same on all of them to the bit; the perturbed passes reduce ∂L_train/∂M alone.
+
 References: Qin, Zhang, Xie, arXiv:2410.09758; Liu et al. (DARTS), arXiv:1806.09055; Lorraine et al., arXiv:1911.02590.
 """
 
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peft_bidora.bilevel.gradients import Loss, loss_and_gradient, mixed_product
+from peft_bidora.bilevel.gradients import Loss, Reduction, alone, loss_and_gradient, mixed_product
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state, set_random_state
 from peft_bidora.bilevel.response import Response
 from peft_bidora.bilevel.tensors import add_scaled, cosine, norm, scaled
@@ -34,9 +37,10 @@ class BilevelProblem:
         direction: V, the parameters of the lower level.
         magnitude: M, the parameters of the upper level.
         lower_magnitude_gradient: ∂L_train/∂M at the present V with the masks of `lower_losses`, where a training
-            pass already gave it.
+            pass already gave it; not yet reduced.
         response: of the lower level's optimiser, see `bilevel.response`; None for the identity.
         lanes: whether these are several problems, side by side.
+        reduction: of what this process computes of its own rows, over all processes; see `bilevel.gradients`.
     """
 
     lower_losses: Sequence[ReplayedLoss]
@@ -46,6 +50,7 @@ class BilevelProblem:
     lower_magnitude_gradient: Sequence[Tensor] | None = None
     response: Response | None = None
     lanes: bool = False
+    reduction: Reduction = alone
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,11 @@ def one_sided_difference_hypergradient(problem: BilevelProblem, *, xi: Scalar, r
         upper_loss, vector, direct = _upper_pass(problem)
         epsilon = _step_size(vector, radius, problem.lanes)
         above = _magnitude_gradient_at(problem, vector, epsilon)
-        here = problem.lower_magnitude_gradient
-        if here is None:
-            here = loss_and_gradient(problem.lower_losses, problem.magnitude)[1]
+        taken = problem.lower_magnitude_gradient
+        if taken is None:
+            here = loss_and_gradient(problem.lower_losses, problem.magnitude, problem.reduction)[1]
+        else:
+            here = problem.reduction(taken)
         return _assemble(upper_loss, direct, add_scaled(above, here, -1.0), -xi / epsilon)
 
 
@@ -139,14 +146,14 @@ def exact_hypergradient(problem: BilevelProblem, *, xi: Scalar) -> UpperGradient
     """
     with _generators_restored_on_error():
         upper_loss, vector, direct = _upper_pass(problem)
-        product = mixed_product(problem.lower_losses, problem.magnitude, problem.direction, vector)
+        product = mixed_product(problem.lower_losses, problem.magnitude, problem.direction, vector, problem.reduction)
         return _assemble(upper_loss, direct, product, -xi)
 
 
 def direct_gradient(problem: BilevelProblem) -> UpperGradient:
     """Return ∂L_val/∂M alone: first order, ξ = 0. It is not the hypergradient: V is taken not to follow M."""
     with _generators_restored_on_error():
-        upper_loss, direct = loss_and_gradient(problem.upper_losses, problem.magnitude)
+        upper_loss, direct = loss_and_gradient(problem.upper_losses, problem.magnitude, problem.reduction)
         return UpperGradient(direct, direct, tuple(torch.zeros_like(part) for part in direct), upper_loss)
 
 
@@ -188,7 +195,8 @@ def _upper_pass(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...], tu
 def _upper_gradients(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return L_val, ∂L_val/∂V and ∂L_val/∂M."""
     count = len(problem.direction)
-    upper_loss, gradient = loss_and_gradient(problem.upper_losses, (*problem.direction, *problem.magnitude))
+    parameters = (*problem.direction, *problem.magnitude)
+    upper_loss, gradient = loss_and_gradient(problem.upper_losses, parameters, problem.reduction)
     return upper_loss, gradient[:count], gradient[count:]
 
 
@@ -201,7 +209,7 @@ def _step_size(vector: Sequence[Tensor], radius: Scalar, lanes: bool) -> Tensor:
 def _magnitude_gradient_at(problem: BilevelProblem, vector: Sequence[Tensor], epsilon: Tensor) -> tuple[Tensor, ...]:
     """Return ∂L_train/∂M at V + epsilon · vector."""
     with _moved(problem.direction, vector, epsilon):
-        return loss_and_gradient(problem.lower_losses, problem.magnitude)[1]
+        return loss_and_gradient(problem.lower_losses, problem.magnitude, problem.reduction)[1]
 
 
 def _assemble(

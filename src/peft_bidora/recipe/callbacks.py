@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from peft_bidora.recipe.folder import seconds_before, write_json
+from peft_bidora.training import ranks
 
 
 class PhaseProgress(ProgressCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -34,6 +35,8 @@ class ProgressLines(TrainerCallback):  # type: ignore[misc]  # as above
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write the step, the training loss and what was measured on the selection rows."""
+        if ranks.rank() > 0:
+            return
         logged = [entry for entry in state.log_history if "loss" in entry]
         measured = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
         if not (measured if args.eval_strategy != "no" else "loss" in logs):
@@ -72,4 +75,5 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]  # as above
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the time down."""
-        write_json(self._path, {"seconds": self.seconds()})
+        if ranks.rank() == 0:
+            write_json(self._path, {"seconds": self.seconds()})

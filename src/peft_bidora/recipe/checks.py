@@ -30,6 +30,27 @@ def check_upper_steps(recipe: Recipe, lower_rows: int | None) -> None:
         )
 
 
+def check_processes(recipe: Recipe, count: int) -> None:
+    """Raise RecipeError for each batch size that cannot be divided over the processes of a run.
+
+    Args:
+        recipe: the recipe, whose batches are those of all processes together.
+        count: how many processes there are.
+    """
+    sizes = {"retrain.batch_size": recipe.retrain.batch_size}
+    if recipe.method == "bidora":
+        upper = recipe.search.upper_batch_size or recipe.search.batch_size
+        sizes |= {"search.batch_size": recipe.search.batch_size, "search.upper_batch_size": upper}
+    faults = [
+        f"{key}={size}: expected a multiple of the {count} processes, which divide the rows of a pass. Change it, or"
+        " start another number of processes."
+        for key, size in sizes.items()
+        if size % count
+    ]
+    if faults:
+        raise RecipeError(*faults)
+
+
 def check_trackers(names: Sequence[str]) -> None:
     """Raise RecipeError for each tracker that transformers does not know or whose package is missing."""
     from transformers.integrations import integration_utils

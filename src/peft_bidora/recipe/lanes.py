@@ -13,12 +13,13 @@ from peft_bidora.adapter.parameters import restore
 from peft_bidora.data.wording import counted
 from peft_bidora.errors import CheckpointError, Faults
 from peft_bidora.recipe import folder
+from peft_bidora.recipe.finish import finish
 from peft_bidora.recipe.lane_settings import UNCHECKED, Setting
 from peft_bidora.recipe.load import flat
 from peft_bidora.recipe.outlook import activation_bytes
 from peft_bidora.recipe.output import disk_faults, held
 from peft_bidora.recipe.prepare import Prepared, prepare
-from peft_bidora.recipe.run import finish, make_trainer
+from peft_bidora.recipe.run import make_trainer
 from peft_bidora.recipe.study_folder import (
     STOPPED,
     begin_study,

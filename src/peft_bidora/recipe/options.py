@@ -11,6 +11,7 @@ from peft_bidora.adapter.attach import AdapterOptions
 from peft_bidora.errors import RecipeError
 from peft_bidora.recipe.schema import GenerationSection, PhaseSection, Recipe
 from peft_bidora.tasks.task import Task, TaskKind, TaskOptions
+from peft_bidora.training import ranks
 from peft_bidora.training.arguments import BiDoRAArguments
 
 
@@ -67,7 +68,7 @@ def bidora_arguments(recipe: Recipe, task: Task, selection: bool) -> BiDoRAArgum
         upper_learning_rate=search.upper_learning_rate,
         upper_weight_decay=search.upper_weight_decay,
         upper_lr_scheduler_type=search.upper_schedule,
-        upper_batch_size=search.upper_batch_size,
+        upper_batch_size=None if search.upper_batch_size is None else search.upper_batch_size // ranks.count(),
         lower_steps=search.lower_steps,
         hypergradient=search.hypergradient,
         penalty=search.penalty,
@@ -102,7 +103,7 @@ def phase_steps(section: PhaseSection, rows: int) -> int:
 
 def _phase(section: PhaseSection) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "per_device_train_batch_size": section.batch_size,
+        "per_device_train_batch_size": section.batch_size // ranks.count(),  # `check_processes` found no remainder
         "gradient_accumulation_steps": section.gradient_accumulation_steps,
         "learning_rate": section.learning_rate,
         "weight_decay": section.weight_decay,
@@ -138,5 +139,7 @@ def _common(recipe: Recipe, task: Task, selection: bool) -> dict[str, Any]:
         "per_device_eval_batch_size": recipe.eval_batch_size,
         "disable_tqdm": not sys.stderr.isatty(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # The parts of a model that is trained in full may not all be reached by the loss.
+        "ddp_find_unused_parameters": recipe.method == "full",
         "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused where there is no device
     }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from peft_bidora.errors import CheckpointError, RecipeError
+from peft_bidora.errors import CheckpointError, ProcessError, RecipeError
 
 LOCK = ".lock"
 
@@ -87,6 +87,30 @@ def disk_faults(folder: Path, option: str = "--resume") -> Iterator[None]:
         raise CheckpointError(
             f"The run in {folder} stopped: {reason}. What was computed is kept. Mend that (a full disk needs room),"
             f" then give the same command with {option}."
+        ) from error
+
+
+@contextmanager
+def lost_processes(folder: Path) -> Iterator[None]:
+    """Turn what an all-reduce raises when another process is gone into a message.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ProcessError: another process ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        from torch.distributed import DistError
+
+        if not isinstance(error, DistError) and "gloo" not in str(error):  # gloo raises no type of its own
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ProcessError(
+            f"The run in {folder} stopped: another of its processes ended, or is not to be reached ({reason}). What was"
+            " computed is kept. See what that one said, then give the same command with --resume."
         ) from error
 
 

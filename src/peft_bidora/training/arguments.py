@@ -30,6 +30,8 @@ class BiDoRAArguments(TrainingArguments):
     Args:
         logging_nan_inf_filter: Trainer's, but False: a loss that is not finite ends the run instead of hiding.
         restore_callback_states_from_checkpoint: Trainer's, but True: a patience of early stopping is resumed too.
+        ddp_find_unused_parameters: Trainer's, but False: an adapter that the loss does not reach is an error, and none
+            is looked for at every step.
         upper_learning_rate: of the magnitudes; 4 to 10 times `learning_rate` works, 0 leaves them as they are.
         upper_weight_decay: of the magnitudes; decay pulls the adapted weight towards zero.
         upper_lr_scheduler_type: a transformers scheduler, over the upper steps.
@@ -53,6 +55,7 @@ class BiDoRAArguments(TrainingArguments):
 
     logging_nan_inf_filter: bool = False
     restore_callback_states_from_checkpoint: bool = True
+    ddp_find_unused_parameters: bool | None = False
     upper_learning_rate: float = 2e-2
     upper_weight_decay: float = 0.0
     upper_lr_scheduler_type: str = "constant"
@@ -143,8 +146,12 @@ class BiDoRAArguments(TrainingArguments):
             f"{name} is not supported by the bi-level search; {instead}"
             for name, instead, wanted in (
                 ("fp16", "two optimisers break its loss scaling: use bf16 or float32.", self.fp16),
-                ("deepspeed", "it steps inside backward(): run on one process without it.", bool(self.deepspeed)),
-                ("fsdp", "run on one process without it.", bool(self.fsdp)),
+                ("deepspeed", "it steps inside backward(): start it with torchrun, without it.", bool(self.deepspeed)),
+                (
+                    "fsdp",
+                    "its shards have no gradient of their own: start it with torchrun, without it.",
+                    bool(self.fsdp),
+                ),
             )
             if wanted
         ]
@@ -154,13 +161,22 @@ class BiDoRAArguments(TrainingArguments):
                 ' torch_compile=False, torch_compile_backend="eager", or use finite-difference.'
             )
         if self.world_size > 1:
-            faults.append(
-                f"expected one process, got {self.world_size}: the bi-level search is not distributed yet."
-                " Start it without torchrun."
-            )
+            faults += [
+                f"{name} is not supported on {self.world_size} processes: {instead}"
+                for name, instead, wanted in (
+                    ("torch_compile", "set it to False, or train on one process.", self.torch_compile),
+                    (
+                        "auto_find_batch_size",
+                        "one that runs out of memory would leave the others waiting. Set per_device_train_batch_size.",
+                        self.auto_find_batch_size,
+                    ),
+                )
+                if wanted
+            ]
         if self.n_gpu > 1:
             faults.append(
-                f"expected one device, got {self.n_gpu}, which means DataParallel. Set CUDA_VISIBLE_DEVICES to one."
+                f"expected one device a process, got {self.n_gpu}, which means DataParallel. Start it with torchrun"
+                f" --nproc_per_node {self.n_gpu}, or set CUDA_VISIBLE_DEVICES to one."
             )
         if faults:
             raise RecipeError(*faults)

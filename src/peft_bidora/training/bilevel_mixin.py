@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from transformers import Trainer
 
@@ -17,12 +18,16 @@ from peft_bidora.adapter.layer import keep_outputs, leaves_outputs_alone, norm_i
 from peft_bidora.adapter.packed import rounds_coarsely
 from peft_bidora.adapter.parameters import Levels, require_gradient, split_levels
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
+from peft_bidora.bilevel.gradients import alone, mean_over_ranks
 from peft_bidora.bilevel.hypergradient import BilevelProblem
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state, preserved_random_state
 from peft_bidora.bilevel.response import Response, adam_response
 from peft_bidora.bilevel.step import upper_step
 from peft_bidora.errors import CheckpointError, SplitError
+from peft_bidora.training import ranks
 from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments, estimator_for
+from peft_bidora.training.exact_trainer import ExactTrainer
+from peft_bidora.training.rank_loader import used_columns
 from peft_bidora.training.requirements import refuse_reentrant_checkpoints, require_eager_attention, sized
 from peft_bidora.training.upper_batches import Batch, UpperBatches
 from peft_bidora.training.upper_level import UpperLevel, estimator_of
@@ -43,7 +48,8 @@ class BilevelMixin(_AnyTrainer):
         upper_dataset: the rows of the upper level; `train_dataset` holds those of the lower level.
 
     Raises:
-        TypeError: an argument of Trainer's that would go round the two levels: `model_init`, `optimizers`.
+        TypeError: an argument of Trainer's that would go round the two levels: `model_init`, `optimizers`; or a
+            Trainer that does not know how to divide its rows over several processes.
         SplitError: there are no rows of the upper level, or they are those of the lower one.
     """
 
@@ -57,6 +63,11 @@ class BilevelMixin(_AnyTrainer):
             raise TypeError(
                 "optimizers: each level makes its own in each phase. Name them by args: optim, learning_rate,"
                 " upper_learning_rate, or optimizer_cls_and_kwargs for the direction."
+            )
+        if ranks.count() > 1 and not isinstance(self, ExactTrainer):
+            raise TypeError(
+                f"{type(self).__name__}: on {ranks.count()} processes expected a subclass of ExactTrainer, which"
+                " divides the rows of a batch. Put it behind BilevelMixin, or train on one process."
             )
         if upper_dataset is None or len(sized("upper_dataset", upper_dataset)) == 0:
             raise SplitError(
@@ -128,14 +139,14 @@ class BilevelMixin(_AnyTrainer):
         if due:
             batch = dict(inputs)
             micro_batches = self.current_gradient_accumulation_steps
-            loss = partial(self._loss_share, model, batch, num_items_in_batch, micro_batches)
+            loss = partial(self._loss_share, _inside(model), batch, num_items_in_batch, micro_batches)
             self._lower_losses.append(ReplayedLoss(loss, capture_random_state()))
         lower_loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             if self._regularizer is not None:
                 self._regularizer.add_gradient(self.args.orthogonality, self.state.global_step)
             if due:
-                self._upper_step(model, magnitude, reuses)
+                self._upper_step(_inside(model), magnitude, reuses)
         return lower_loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -165,6 +176,7 @@ class BilevelMixin(_AnyTrainer):
                 magnitude=magnitude,
                 lower_magnitude_gradient=taken,
                 response=self._response(direction) if self.args.xi == XI_OF_ADAM else None,
+                reduction=mean_over_ranks if ranks.count() > 1 else alone,
             )
             gradient = upper_step(
                 estimator_of(self.args, self._get_learning_rate(), bfloat16=self._bfloat16),
@@ -186,7 +198,7 @@ class BilevelMixin(_AnyTrainer):
     def _leaves_outputs_alone(self, model: nn.Module, inputs: Batch) -> bool:
         model.train()
         with preserved_random_state():
-            return leaves_outputs_alone(self.model, partial(self._loss_share, model, inputs, None, 1))
+            return leaves_outputs_alone(self.model, partial(self._loss_share, _inside(model), inputs, None, 1))
 
     def _response(self, direction: list[nn.Parameter]) -> Response:
         """Return the response of the coming lower step to its gradient."""
@@ -198,7 +210,10 @@ class BilevelMixin(_AnyTrainer):
         return [partial(self._loss_share, model, batch, items, len(batches)) for batch in batches]
 
     def _loss_share(self, model: nn.Module, batch: Batch, items: Tensor | int | None, micro_batches: int) -> Tensor:
-        """The loss of a micro-batch, scaled as Trainer scales its own: those of a batch add up to its mean."""
+        """The loss of a micro-batch, scaled as Trainer scales its own: those of a batch add up to its mean.
+
+        On several processes they add up to this one's part, and the mean over the processes is that of the batch.
+        """
         inputs = self._prepare_inputs(dict(batch))
         with self.compute_loss_context_manager():
             loss: Tensor = self.compute_loss(model, inputs, num_items_in_batch=items)
@@ -209,24 +224,21 @@ class BilevelMixin(_AnyTrainer):
 
     def _new_upper_level(self, search_steps: int) -> UpperLevel:
         args: BiDoRAArguments = self.args
-        rows: Any = self.upper_dataset
-        collate = self.data_collator
-        if hasattr(rows, "remove_columns"):
-            rows = self._remove_unused_columns(rows, description="upper")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, description="upper")
+        rows, collate = used_columns(self, self.upper_dataset, "upper")
         self._upper_batches = UpperBatches(
             rows,
             collate,
             args.upper_batch_size or args.per_device_train_batch_size,
             args.gradient_accumulation_steps,
             args.data_seed if args.data_seed is not None else args.seed,
+            ranks.rank(),
+            ranks.count(),
         )
         return UpperLevel(list(self.levels.magnitude.values()), self._upper_batches.order, args, search_steps)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.phase == "search" and self._upper is not None:
+        if self.phase == "search" and self._upper is not None and self.args.should_save:
             torch.save(self._upper.state_dict(), Path(output_dir) / UPPER_LEVEL_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -241,3 +253,9 @@ class BilevelMixin(_AnyTrainer):
                 raise CheckpointError(
                     f"{path} has no {error}: another version of this package wrote it. Resume with that, or start anew."
                 ) from error
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """Return the model that DistributedDataParallel is around, whose passes wait for no other process."""
+    inside: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+    return inside

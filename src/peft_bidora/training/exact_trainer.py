@@ -1,4 +1,4 @@
-"""Trainer, with what it leaves inexact mended: resuming and gradient accumulation."""
+"""Trainer, with what it leaves inexact mended: resuming, gradient accumulation, and the parts of several processes."""
 
 import math
 from pathlib import Path
@@ -6,24 +6,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.adapter.layer import forget_constants
 from peft_bidora.bilevel.randomness import preserved_random_state
-from peft_bidora.errors import NonFiniteError
+from peft_bidora.errors import NonFiniteError, RecipeError
+from peft_bidora.training import ranks
 from peft_bidora.training.checkpoint import last_whole_checkpoint, read_state
+from peft_bidora.training.rank_loader import evaluation_loader, training_loader
 
 # These losses ignore num_items_in_batch although their models accept it, so that Trainer would not divide them.
-_MEAN_LOSSES = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForImageClassification")
+_MEANS_OF_LABELS = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification")
+_MEAN_LOSSES = (*_MEANS_OF_LABELS, "ForQuestionAnswering")
 
 
 class ExactTrainer(Trainer):
     """Trainer that resumes bit for bit at any cadence and divides every loss right under gradient accumulation.
 
-    The loss of a model that generates text is the mean over label tokens: of the whole accumulated batch in training,
-    of all rows in an evaluation, where Trainer would take the mean of the batches' means.
+    The loss is the mean over labels, whether of tokens or of rows: of the whole accumulated batch of all processes in
+    training, of all rows in an evaluation, where Trainer would take the mean of the batches' means.
+
+    On several processes each reads its part of the batches that one would read, no row twice, and draws dropout masks
+    of its own; the adapter is the one that one process with the whole batch trains, but for rounding and these masks.
 
     Trained parameters that are not finite end a run before they are saved. With `logging_nan_inf_filter=False` a
     training loss that is not finite ends it at the next logging step.
@@ -38,9 +45,15 @@ class ExactTrainer(Trainer):
         generates = hasattr(model, "can_generate") and model.can_generate()
         own = self.compute_loss_func is None and self.label_smoother is None and self.args.n_gpu <= 1
         self.is_token_mean = generates and own
-        if self.is_token_mean:
+        self._is_label_mean = own and (generates or getattr(model, "loss_type", None) in _MEANS_OF_LABELS)
+        if self._is_label_mean:
             # Some of these models take num_items_in_batch and ignore it (BART, T5): their loss is weighed here instead.
             self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        if ranks.count() > 1 and not self.args.average_tokens_across_devices:
+            raise RecipeError(
+                f"average_tokens_across_devices=False: expected True on {ranks.count()} processes, whose parts of a"
+                " batch are weighed by their labels. Leave it out."
+            )
         self._evaluated: list[Tensor] | None = None  # of each batch the sum of the loss and the tokens
 
     def compute_loss(
@@ -50,26 +63,50 @@ class ExactTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the loss as Trainer does; that of a model that generates text is its token mean · tokens / all.
+        """Compute the loss as Trainer does; one that is a mean over labels becomes that mean · labels / all labels.
 
-        In an evaluation the items that the loss of a batch is a mean over are counted, to take the mean over all rows.
+        All labels are those of the accumulated batch of every process. On N processes a loss is N times as large, since
+        their gradients are averaged. In an evaluation the labels are counted, to take the mean over all rows.
         """
-        if self._evaluated is not None and self.compute_loss_func is not None and "labels" in inputs:
-            items = inputs["labels"].ne(-100).sum()
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            self._evaluated.append(torch.stack([loss.detach() * items, items.to(loss)]))
-            return (loss, outputs) if return_outputs else loss
-        if not self.is_token_mean or num_items_in_batch is None:
+        counted = isinstance(inputs.get("labels"), Tensor)
+        if not counted or (num_items_in_batch is None and self._evaluated is None):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        tokens = self._label_tokens(inputs)
-        mean, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        total = torch.where(tokens > 0, mean * tokens, 0.0)  # a batch without labels has the mean 0/0
+        items, count = self._label_items(inputs), ranks.count()
+        passed = None if self._is_label_mean else num_items_in_batch
+        loss, outputs = super().compute_loss(model, inputs, True, passed)
+        loss = torch.where(items > 0, loss, 0.0)  # of no labels the mean is 0/0, and a blank row stands for none
+        if self._is_label_mean and num_items_in_batch is not None:
+            loss = loss * (items.to(_precise(loss)) * count / num_items_in_batch)
         if self._evaluated is not None:
-            self._evaluated.append(torch.stack([total.detach(), tokens.to(total)]))
-        loss = total / num_items_in_batch
-        if self.args.average_tokens_across_devices:  # num_items_in_batch counts every process, DDP takes their mean
-            loss = loss * self.accelerator.num_processes
+            total = loss.detach() * (items if num_items_in_batch is None else num_items_in_batch / count)
+            self._evaluated.append(torch.stack([total, items.to(total)]))
         return (loss, outputs) if return_outputs else loss
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return Trainer's loader; on several processes, that of this rank's part of each batch."""
+        if ranks.count() == 1:
+            loader: DataLoader[Any] = super().get_train_dataloader()
+            return loader
+        return training_loader(self)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
+        """Return Trainer's loader; on several processes, that of this rank's part of the rows."""
+        if ranks.count() == 1:
+            loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
+            return loader
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        return evaluation_loader(self, self.eval_dataset[rows] if isinstance(rows, str) else rows)
+
+    def get_test_dataloader(self, test_dataset: Dataset[Any]) -> DataLoader[Any]:
+        """Return Trainer's loader; on several processes, that of this rank's part of the rows."""
+        return (
+            super().get_test_dataloader(test_dataset) if ranks.count() == 1 else evaluation_loader(self, test_dataset)
+        )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Make Trainer's schedule; each rank draws by a seed of its own from now on, since its rows are known."""
+        ranks.seed_by_rank(ranks.on_first(torch.random.initial_seed))
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as Trainer does; a loss is the mean over all items, not over the means of batches."""
@@ -95,7 +132,7 @@ class ExactTrainer(Trainer):
             NonFiniteError: a trained parameter is infinite or not a number.
         """
         if resume_from_checkpoint is True:
-            last = last_whole_checkpoint(Path(self.args.output_dir))
+            last = ranks.on_first(lambda: last_whole_checkpoint(Path(self.args.output_dir)))
             resume_from_checkpoint = None if last is None else str(last)
         if resume_from_checkpoint and self._is_last(Path(resume_from_checkpoint)):
             return self._take_over(Path(resume_from_checkpoint))
@@ -189,7 +226,12 @@ class ExactTrainer(Trainer):
                 " Lower the learning rate, set max_grad_norm, or train in float32. The checkpoints before it are kept."
             )
 
-    def _label_tokens(self, inputs: dict[str, Any]) -> Tensor:
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save as Trainer does; no rank goes on before all have, so that the state of training is written after it."""
+        super()._save_rng_state(output_dir)
+        ranks.wait()
+
+    def _label_items(self, inputs: dict[str, Any]) -> Tensor:
         """Count the labels as Trainer counts num_items_in_batch."""
         labels: Tensor = inputs["labels"]
         shifted = getattr(self, "_loss_shifts_labels", False)  # of newer releases
@@ -202,3 +244,8 @@ class ExactTrainer(Trainer):
             use_closed_form(self.model)
         for name, parameter in self.model.named_parameters():  # loading an adapter makes all of it trainable
             parameter.requires_grad_(trainable[name])
+
+
+def _precise(loss: Tensor) -> torch.dtype:
+    """Return the type in which counts are divided: bfloat16 has no more than 256 whole numbers in a row."""
+    return torch.promote_types(loss.dtype, torch.float32)

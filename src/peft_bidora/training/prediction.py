@@ -8,6 +8,7 @@ import torch
 from peft_bidora.adapter.layer import forget_constants
 from peft_bidora.data.examples import Examples
 from peft_bidora.tasks.task import Task
+from peft_bidora.training import ranks
 
 
 def predict(
@@ -21,7 +22,7 @@ def predict(
     bfloat16: bool = False,
     progress: Callable[[int], Any] = lambda rows: None,
 ) -> list[Any]:
-    """Return the prediction of each row, in the order of the examples.
+    """Return the prediction of each row, in the order of the examples; ranks take the batches in turn.
 
     Args:
         model: on the device to use; it is put into evaluation mode.
@@ -40,12 +41,13 @@ def predict(
     # Rows of like length need little padding; the longest first, so that memory runs out at once or not at all.
     order = sorted(range(len(examples)), key=lambda row: len(columns["input_ids"][row]), reverse=True)
     predictions: list[Any] = [None] * len(examples)
-    for start in range(0, len(order), batch_size):
+    for turn, start in enumerate(range(0, len(order), batch_size)):
         rows = order[start : start + batch_size]
-        batch = collate([{name: values[row] for name, values in columns.items()} for row in rows])
-        inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            for row, prediction in zip(rows, task.predict_batch(model, inputs, tokenizer), strict=True):
-                predictions[row] = prediction
+        if turn % ranks.count() == ranks.rank():
+            batch = collate([{name: values[row] for name, values in columns.items()} for row in rows])
+            inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                for row, prediction in zip(rows, task.predict_batch(model, inputs, tokenizer), strict=True):
+                    predictions[row] = prediction
         progress(len(rows))
-    return predictions
+    return ranks.merged(predictions)

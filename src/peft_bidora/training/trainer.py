@@ -17,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 
 from peft_bidora.adapter.parameters import require_gradient, restore, snapshot
 from peft_bidora.errors import CheckpointError
+from peft_bidora.training import ranks
 from peft_bidora.training.arguments import BiDoRAArguments
 from peft_bidora.training.bilevel_mixin import BilevelMixin
 from peft_bidora.training.checkpoint import STATE, checkpoint_step, last_whole_checkpoint, read_state
@@ -60,7 +61,7 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
             what the retrain phase returned.
         """
         lower_dataset, output = self.train_dataset, Path(self._search_args.output_dir)
-        search, retrain = self._resume_points(resume_from_checkpoint, output)
+        search, retrain = ranks.on_first(lambda: self._resume_points(resume_from_checkpoint, output))
         try:
             self.log_history = []
             if retrain is None:
@@ -82,16 +83,21 @@ class BiDoRATrainer(BilevelMixin, ExactTrainer):
         self._enter("search", args)
         initial_path, ended_path = folder / INITIAL_DIRECTION_NAME, folder / ENDED_NAME
         direction = self.levels.direction
-        if checkpoint is None:
+
+        def begin() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             ended_path.unlink(missing_ok=True)
             save_file(snapshot(direction), initial_path)
+
+        if checkpoint is None:
+            ranks.on_first(begin)
         initial = _load_direction(initial_path)
         super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         self._keep_logs("search", self.state)
-        if not (folder / f"checkpoint-{self.state.global_step}" / STATE).is_file():  # which is written last
+        last = folder / f"checkpoint-{self.state.global_step}" / STATE
+        if not ranks.on_first(last.is_file):  # it is written last
             self._save_checkpoint(self.model, None)
-        _write_ended(ended_path, self.state)
+        ranks.on_first(lambda: _write_ended(ended_path, self.state))
         if self._search_args.retrain_from == "initial":
             restore(direction, initial)
 
