@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -79,8 +79,8 @@ def compared(lanes: list[float], alone: list[float]) -> dict[str, Any]:
     differences = np.array(lanes) - np.array(alone)
     interval = stats.ttest_rel(lanes, alone).confidence_interval(0.95)
     return {
-        "lanes": [round(mean(lanes), 4), round(pstdev(lanes), 4)],
-        "alone": [round(mean(alone), 4), round(pstdev(alone), 4)],
+        "lanes": [round(mean(lanes), 4), round(stdev(lanes), 4)],
+        "alone": [round(mean(alone), 4), round(stdev(alone), 4)],
         "difference": round(float(differences.mean()), 4),
         "interval": [round(float(interval.low), 4), round(float(interval.high), 4)],
         "p_t": round(float(stats.ttest_rel(lanes, alone).pvalue), 4),

@@ -11,7 +11,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 from typing import Any
 
 from methods import RESULTS, SETS, train
@@ -77,7 +77,8 @@ def table(runs: list[dict[str, Any]]) -> str:
             cells = []
             for name in sets:
                 values = next((run["values"] for run in group if (run["setting"], run["set"]) == (setting, name)), None)
-                cells.append(f"{mean(values):.3f} ± {pstdev(values):.3f}" if values else "–")
+                spread = f" ± {stdev(values):.3f}" if values and len(values) > 1 else ""
+                cells.append(f"{mean(values):.3f}{spread}" if values else "–")
             lines.append(f"| {setting} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

@@ -18,16 +18,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from methods import CLASSES, ENTITIES, REGRESSION, RESULTS
 
-from peft_bidora.study.statistics import paired_seeds
+from peft_bidora.study.statistics import holm, paired_seeds
 
 TEST_ROWS = 500
 LORA, TWICE = "lora", "lora retrain.steps=300"
 METHODS = (LORA, "dora", "bidora", TWICE)
+DIFFERENCES = (("bidora", "dora"), ("bidora", LORA), ("bidora", TWICE), ("dora", LORA), (TWICE, LORA))
 SHARED = {
     "search": {"steps": 80, "lower_steps": 2, "batch_size": 8},
     "retrain": {"steps": 150, "batch_size": 8},
@@ -72,15 +73,18 @@ def main() -> None:
     for rows in options.rows:
         for name in options.sets:
             found = cell(name, rows, options)
-            if found is None:  # a class has too few rows, say
-                continue
             (RESULTS / f"grid-{name}-{rows}.json").write_text(json.dumps(found, indent=2) + "\n")
-            print(name, rows, {one["label"]: (one["rate"], one["mean"], one["seconds"]) for one in found["methods"]})
+            print(
+                name,
+                rows,
+                found.get("failed", ""),
+                {one["label"]: (one["rate"], one["mean"], one["seconds"]) for one in found["methods"]},
+            )
             sys.stdout.flush()
 
 
-def cell(name: str, rows: int, options: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the comparison of all methods on a set at a size; None where it cannot be, which is told."""
+def cell(name: str, rows: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the comparison of all methods on a set at a size; no methods where it cannot be, with the reason."""
     task, metric, longest, own = SETS[name]
     data = options.data_dir / name
     test = next(path for path in (data / "test.jsonl", data / "validation.jsonl") if path.exists())
@@ -114,8 +118,8 @@ def cell(name: str, rows: int, options: argparse.Namespace) -> dict[str, Any] | 
         command += ["--seeds", str(options.seeds), "--tuning-seeds", "1", "--rates", rates]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         if finished.returncode:
-            print(name, rows, finished.stderr, flush=True)
-            return None
+            settings = {"set": name, "rows": rows, "metric": metric}
+            return {"settings": settings, "methods": [], "failed": finished.stderr.strip().splitlines()[-1]}
     found = json.loads(finished.stdout)
     kept = ("label", "rate", "selection_by_rate", "values", "mean", "standard_deviation", "seconds")
     return {
@@ -132,44 +136,40 @@ def cells() -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Return Markdown: a row a cell in points, then the tests of the differences over all of them."""
+    failed = [one for one in found if not one["methods"]]  # a class has too few rows, say
+    found = [one for one in found if one["methods"]]
     labels = [method["label"] for method in found[0]["methods"]]
     lines = ["| set | rows | metric | " + " | ".join(labels) + " |", "| --- " * (3 + len(labels)) + "|"]
     for one in found:
         settings = one["settings"]
-        scores = [f"{100 * each['mean']:.1f} ± {100 * each['standard_deviation']:.1f}" for each in one["methods"]]
+        by_label = {each["label"]: each for each in one["methods"]}
+        one["values"] = {label: [100 * value for value in by_label[label]["values"]] for label in labels}
+        scores = [f"{mean(one['values'][label]):.1f} ± {stdev(one['values'][label]):.1f}" for label in labels]
         lines.append("| " + " | ".join([settings["set"], str(settings["rows"]), settings["metric"], *scores]) + " |")
-    means = [mean(100 * one["methods"][number]["mean"] for one in found) for number in range(len(labels))]
+    means = [mean(mean(one["values"][label]) for one in found) for label in labels]
     lines.append("| mean | | | " + " | ".join(f"{value:.1f}" for value in means) + " |")
     lines += [
         "",
         "| difference | points, over set × size × seed | p | over cells | p | cells won |",
         "| --- " * 6 + "|",
     ]
-    for label, other in (("bidora", "dora"), ("bidora", LORA), ("bidora", TWICE), ("dora", LORA), (TWICE, LORA)):
-        of, to = labels.index(label), labels.index(other)
-        pairs = [
-            (100 * a, 100 * b)
-            for one in found
-            for a, b in zip(one["methods"][of]["values"], one["methods"][to]["values"], strict=True)
-        ]
-        by_cell = [(100 * one["methods"][of]["mean"], 100 * one["methods"][to]["mean"]) for one in found]
-        cells_won = sum(a > b for a, b in by_cell)
+    rows = []
+    for label, other in DIFFERENCES:
+        pairs = [pair for one in found for pair in zip(one["values"][label], one["values"][other], strict=True)]
+        by_cell = [(mean(one["values"][label]), mean(one["values"][other])) for one in found]
         all_runs, of_cells = (paired_seeds(*map(list, zip(*each, strict=True))) for each in (pairs, by_cell))
-        lines.append(
-            f"| {label} − {other} | {told(all_runs)} | {p_of(all_runs)} | {told(of_cells)} | {p_of(of_cells)}"
-            f" | {cells_won} of {len(by_cell)} |"
-        )
+        rows.append((f"{label} − {other}", all_runs, of_cells, f"{sum(a > b for a, b in by_cell)} of {len(by_cell)}"))
+    corrected = [holm([1.0 if row[at].p is None else row[at].p for row in rows]) for at in (1, 2)]
+    for (name, all_runs, of_cells, won), p, p_of_cells in zip(rows, *corrected, strict=True):
+        lines.append(f"| {name} | {told(all_runs)} | {p:.2g} | {told(of_cells)} | {p_of_cells:.2g} | {won} |")
+    for one in failed:
+        lines += ["", f"{one['settings']['set']} with {one['settings']['rows']} rows is left out: {one['failed']}"]
     return "\n".join(lines)
 
 
 def told(pair: Any) -> str:
     """Return a difference and its interval."""
     return f"{pair.difference:+.2f} ({pair.low:+.2f} – {pair.high:+.2f})"
-
-
-def p_of(pair: Any) -> str:
-    """Return a p-value, as one reads it."""
-    return "" if pair.p is None else f"{pair.p:.2g}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 from typing import Any
 
 SELECTION = 0.1  # selection rows for each train row, where those are limited
@@ -119,14 +119,15 @@ def cpu_seconds_of_children() -> float:
 def summary(runs: list[dict[str, Any]], method: str, metric: str) -> dict[str, Any]:
     """Return the mean of the metric over seeds, and the CPU time of a seed as a ratio to LoRA's."""
     own = [run for run in runs if run["method"] == method]
-    lora = [run["cpu_seconds"] for run in runs if run["method"] == "lora"]
+    lora = next((run.get("cpu_seconds") for run in runs if run["method"] == "lora"), None)
+    seconds = own[0].get("cpu_seconds")
     values = [run["test"][metric]["value"] for run in own]
     return {
         "method": method,
         "mean": round(mean(values), 4),
-        "standard_deviation": round(pstdev(values), 4),
-        "cpu_seconds": own[0]["cpu_seconds"],
-        "time_over_lora": round(own[0]["cpu_seconds"] / lora[0], 2) if lora else None,
+        "standard_deviation": round(stdev(values), 4) if len(values) > 1 else None,
+        "cpu_seconds": seconds,
+        "time_over_lora": round(seconds / lora, 2) if lora and seconds else None,
         "peak_memory_mib": round(max(run["peak_memory_bytes"] for run in own) / 2**20),
     }
 
@@ -138,13 +139,15 @@ def table(measured: list[dict[str, Any]]) -> str:
         "| --- " * (4 + 2 * len(METHODS)) + "|",
     ]
     for one in measured:
-        settings, found = one["settings"], {row["method"]: row for row in one["summary"]}
+        settings, runs = one["settings"], one["runs"]
+        found = {name: summary(runs, name, settings["metric"]) for name in dict.fromkeys(run["method"] for run in runs)}
         seeds = len({run["seed"] for run in one["runs"]})
         cells = [settings["set"], settings["rows"] or "all", seeds, settings["metric"]]
         for name in METHODS:
             row = found.get(name)
-            score = row and f"{row['mean']:.3f} ± {row['standard_deviation']:.3f}"
-            timed = row and "cpu_seconds" in row
+            deviation = row and row["standard_deviation"]
+            score = row and f"{row['mean']:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
+            timed = row and row["cpu_seconds"] is not None
             time = timed and (f"{row['cpu_seconds']:.0f} s" if name == "lora" else f"× {row['time_over_lora']}")
             cells += [score or "–", time or "–"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")

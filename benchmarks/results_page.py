@@ -34,9 +34,9 @@ def grid() -> list[str]:
         "",
         f"Points (100 × the metric) on test rows, mean ± standard deviation over {settings['seeds']} seeds"
         " (`benchmarks/grid.py`, which has the settings). Each method has the one of two learning rates"
-        " that was best on the selection rows of one seed. LoRA with 300 steps has"
-        " about the time of BiDoRA's 80 + 150; the others take 150. Differences are paired; p is Wilcoxon's. The runs"
-        " of a cell share test rows, and are no independent samples: the test over cells is the one to go by.",
+        " that was best on the selection rows of one seed. LoRA with 300 steps has about the time of BiDoRA's 80 + 150;"
+        " the others take 150. Differences are paired; p is Wilcoxon's after Holm. The runs of a cell share test rows,"
+        " and are no independent samples: the test over cells is the one to go by.",
         "",
         grid_table(found),
         "",

@@ -89,11 +89,18 @@ def compare(
     plan = make_plan(recipe, overrides or (), listed, **options)
     for note in plan.notes:
         announce(note)
-    announce(f"{plan.runs:,} runs: {len(listed)} methods, {len(plan.rates)} rates, {seeds} seeds, {folds or 1} folds")
+    parts = [
+        f"{len(listed)} methods",
+        f"{len(plan.rates)} rates",
+        f"{seeds} seeds",
+        *([f"{folds} folds"] if folds else []),
+    ]
+    announce(f"{plan.runs:,} runs: {', '.join(parts)}")
     if jobs > (os.cpu_count() or 1):
         announce(f"--jobs {jobs} is more than the cores of this machine: they will wait for each other.")
     options = {"reference": reference, "resume": resume, "overwrite": overwrite, "jobs": jobs, "at_once": at_once}
-    with interruptible(), comparison_progress(listed) as watch:
+    shown = [variant.label for variant in plan.variants if variant.side_by_side]  # the others' runs come by their names
+    with interruptible(), comparison_progress(shown) as watch:
         result = compare_methods(plan, watch=watch, **options)
     from peft_bidora.report.html import write_report
     from peft_bidora.report.tables import write_csv

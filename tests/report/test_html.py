@@ -216,7 +216,9 @@ def test_worse_is_worse_where_less_is_better(tmp_path: Path) -> None:
     result["methods"][1]["against_reference"] |= {"p_corrected": 0.01}
     for lower, word in ((False, "better"), (True, "worse")):
         (folder / RESULT).write_text(json.dumps({**result, "lower_is_better": lower}))
-        assert f"+0.0200, {word}, and hardly by chance" in write_report(folder).read_text(encoding="utf-8")
+        assert f"+0.0200, {word}, and hardly by the chance of the seeds" in write_report(folder).read_text(
+            encoding="utf-8"
+        )
 
 
 def test_table_of_a_comparison_has_a_row_for_each_run(tmp_path: Path) -> None:

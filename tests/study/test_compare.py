@@ -241,3 +241,19 @@ def test_rate_is_chosen_anew_where_a_later_seed_is_stopped(
 def test_seeds_that_choose_are_some_of_the_seeds(number: int, make_recipe: Make) -> None:
     with pytest.raises(RecipeError, match=rf"--tuning-seeds {number}: expected a number from 1 to --seeds, 2\."):
         planned(make_recipe(), ("lora",), rates=(1.0, 0.5), tuning_seeds=number)
+
+
+def test_comparison_goes_on_with_no_fewer_runs_than_it_began_with(
+    make_recipe: Make, tmp_path: Path, inline: list[str]
+) -> None:
+    recipe = make_recipe()
+    compare(planned(recipe, ("lora",), seeds=1, rates=(1.0, 0.5)))
+    with pytest.raises(CheckpointError, match=r"has the run lora/rate=0\.5,seed=0 too"):
+        compare(planned(recipe, ("lora",), seeds=2), resume=True)
+    assert (tmp_path / "run/comparison.json").is_file()
+
+
+@pytest.mark.parametrize("options", [{"jobs": 0}, {"at_once": 0}])
+def test_numbers_below_one_are_refused(options: dict[str, int], make_recipe: Make, inline: list[str]) -> None:
+    with pytest.raises(RecipeError, match="expected numbers from 1 up"):
+        compare(planned(make_recipe(), ("lora",), seeds=1), **options)

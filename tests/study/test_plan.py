@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from peft_bidora.errors import BiDoRAError, RecipeError
+from peft_bidora.recipe.prepare import prepare
+from peft_bidora.study import plan as plan_module
 from peft_bidora.study.plan import factors, labels, make_plan
 
 Make = Callable[..., Path]
@@ -73,6 +75,7 @@ def test_folds_are_those_of_each_seed(make_recipe: Make) -> None:
         (["lora"], {"rates": [1.0, 1.0000001]}, r"expected different factors above 0"),
         (["lora"], {"rates": [1.0, float("inf")]}, r"expected different factors above 0"),
         (["lora"], {"folds": 3}, r"folds takes the test rows from the train file"),
+        (["lora"], {"folds": 3, "tuning_seeds": 1}, r"each fold chooses by its own selection rows"),
     ],
 )
 def test_plan_that_cannot_be_is_refused(
@@ -132,3 +135,38 @@ def test_every_seed_is_checked(make_recipe: Make) -> None:
 def test_values_in_brackets_may_hold_blanks(make_recipe: Make) -> None:
     plan = make_plan(make_recipe(), [], ["lora adapter.target_modules=[query, value]"], seeds=1)
     assert plan.variants[0].settings[0].recipe.adapter.target_modules == ["query", "value"]
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_no_seeds_are_refused(seeds: int, make_recipe: Make) -> None:
+    with pytest.raises(RecipeError, match=rf"--seeds {seeds}: expected a number from 1 up"):
+        make_plan(make_recipe(), [], ["lora"], seeds=seeds)
+
+
+def test_learning_rates_of_a_method_are_its_own(make_recipe: Make) -> None:
+    plan = make_plan(make_recipe(), [], ["lora", "lora retrain.learning_rate=1e-4"], seeds=1, rates=[1.0, 0.5])
+    rates = [setting.recipe.retrain.learning_rate for variant in plan.variants for setting in variant.settings]
+    assert rates == [5e-3, 2.5e-3, 1e-4, 5e-5]
+
+
+def test_methods_share_selection_and_test_rows_and_the_label(make_recipe: Make, tmp_path: Path) -> None:
+    rows = [{"text": f"film {i}", "label": "ab"[i % 2], "other": "ab"[i % 3 // 2]} for i in range(40)]
+    recipe = make_recipe(train=rows, test=rows[:12])
+    section = "data={train: train.jsonl, test: train.jsonl, text: [text], label: label}"
+    with pytest.raises(RecipeError, match=r"lora_.*rate=1,seed=0 has other selection or test rows"):
+        make_plan(recipe, [], ["lora", f"lora {section}"], seeds=1)
+    with pytest.raises(RecipeError, match=r"predicts the column 'other', the first method 'label'"):
+        make_plan(recipe, [], ["lora", "lora data.label=other"], seeds=1)
+    assert make_plan(recipe, [], ["lora", "bidora data.upper_fraction=0.4"], seeds=2).runs == 4
+
+
+def test_seeds_after_the_first_are_checked_too(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(recipe: Any) -> Any:
+        if recipe.seed == 2:
+            raise BiDoRAError("of this seed alone")
+        return prepare(recipe)
+
+    monkeypatch.setattr(plan_module, "prepare", refuse)
+    assert make_plan(make_recipe(), [], ["lora"], seeds=2).runs == 2
+    with pytest.raises(BiDoRAError, match="of this seed alone"):
+        make_plan(make_recipe(), [], ["lora"], seeds=3)

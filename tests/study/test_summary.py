@@ -108,7 +108,12 @@ def test_differences_are_paired_by_seed_and_corrected_for_their_number() -> None
 
 
 def test_folds_are_compared_by_the_corrected_t_test() -> None:
-    of = replace(plan(5, methods=("lora", "dora")), folds=5)
+    of = plan(5, methods=("lora", "dora"))
+    in_a_fold = [
+        replace(each, settings=tuple(Setting(s.name, {**s.values, "fold": "0"}, s.recipe) for s in each.settings))
+        for each in of.variants
+    ]
+    of = replace(of, variants=tuple(in_a_fold), folds=5)
     values = [0.01, 0.03, 0.02, 0.05, 0.01]
     found = summarise(
         of, metrics(of, lambda label, _, seed: measured(0.5, values[seed] if label == "dora" else 0.0)), "lora"
@@ -178,3 +183,42 @@ def better_first(_: str, rate: str, seed: int) -> dict[str, Any]:
 def trained_for(name: str, chosen: str) -> bool:
     rate, seed = name.split("/")
     return seed == "0" or rate == chosen
+
+
+def test_folds_choose_by_their_own_selection_rows() -> None:
+    of = plan(2, methods=("lora", "dora"))
+    variants = tuple(replace(variant, settings=tuple(with_folds(variant.settings))) for variant in of.variants)
+    of = replace(of, variants=variants, folds=2)
+
+    def value(_: str, rate: str, fold: int) -> dict[str, Any]:
+        best = "1" if fold == 0 else "0.5"
+        return measured(0.9 if rate == best else 0.1, 1.0 if rate == best else 0.0)
+
+    found = {
+        (variant.label, setting.name): value(variant.label, setting.values["rate"], int(setting.values["fold"]))
+        for variant in of.variants
+        for setting in variant.settings
+    }
+    lora = summarise(of, found, "lora")["methods"][0]
+    assert lora["values"] == [1.0] * 4
+    assert [(run["rate"], run["fold"]) for run in lora["runs"] if run["chosen"]] == [
+        *(("1", "0"), ("0.5", "1")),
+        *(("1", "0"), ("0.5", "1")),
+    ]
+    stopped = {key: None if key[0] == "lora" and key[1].endswith("0/1") else each for key, each in found.items()}
+    with pytest.raises(NonFiniteError, match="lora"):
+        summarise(of, stopped, "lora")
+
+
+def with_folds(settings: Any) -> Any:
+    for setting in settings:
+        for fold in ("0", "1"):
+            yield Setting(f"{setting.name}/{fold}", {**setting.values, "fold": fold}, setting.recipe)
+
+
+def test_run_without_a_test_metric_counts_as_stopped() -> None:
+    of = plan(2)
+    nothing = {**measured(0.9, 0.5), "test": {"accuracy": {"value": None}}}
+    found = summarise(of, metrics(of, lambda _, rate, seed: nothing if rate == "1" else measured(0.1, 0.5)), "lora")
+    assert [method["rate"] for method in found["methods"]] == [0.5] * 3
+    assert found["methods"][0]["selection_by_rate"]["1"] is None

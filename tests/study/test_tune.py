@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from peft_bidora.errors import BiDoRAError, CheckpointError, NonFiniteError, RecipeError
-from peft_bidora.recipe import run as run_module
+from peft_bidora.recipe import finish as finish_module
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.study import tune as tune_module
 from peft_bidora.study.tune import Tried, draw, tune
@@ -37,7 +37,7 @@ def test_test_rows_are_not_predicted(make_recipe: Make, monkeypatch: pytest.Monk
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("rows were predicted")
 
-    monkeypatch.setattr(run_module, "predict", forbidden)
+    monkeypatch.setattr(finish_module, "predict", forbidden)
     tune(make_recipe(), [], trials=1)
 
 
@@ -126,3 +126,17 @@ def test_missing_optuna_is_told_with_its_extra(make_recipe: Make, monkeypatch: p
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(BiDoRAError, match=r"pip install 'peft-bidora\[tune\]'"):
         tune(make_recipe(), [], trials=1)
+
+
+def test_trial_whose_metric_is_no_number_is_passed_over(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = tune_module._Judge.on_evaluate
+
+    def evaluate(self: Any, args: Any, state: Any, control: Any, metrics: Any = None, **rest: Any) -> None:
+        if self._trial.number == 0:
+            metrics = {**metrics, "eval_accuracy": float("nan")}
+        judged(self, args, state, control, metrics, **rest)
+
+    monkeypatch.setattr(tune_module._Judge, "on_evaluate", evaluate)
+    told: list[Tried] = []
+    assert tune(make_recipe(), [], trials=2, watch=told.append)["best"]["trial"] == 1
+    assert told[0].reason == "the selection accuracy is nan"

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 from typing import Any
 
 from peft_bidora.recipe.folder import read_json_lines
@@ -80,7 +80,7 @@ def _sentences(result: Mapping[str, Any]) -> list[str]:
     """Return the result in plain words."""
     sign = -1 if result["lower_is_better"] else 1
     found = sorted(result["methods"], key=lambda method: -sign * method["mean"])
-    best, reference = found[0], result["reference"]
+    best, reference, drawn = found[0], result["reference"], "folds" if result["folds"] else "seeds"
     sentences = [
         f"{best['label']} has the best mean {result['metric']} on test rows, {best['mean']:.4f}"
         + "".join(f", then {each['label']} with {each['mean']:.4f}" for each in found[1:3])
@@ -94,9 +94,12 @@ def _sentences(result: Mapping[str, Any]) -> list[str]:
         lead = sign * pair["difference"]
         told = f"{method['label']} against {reference}: {pair['difference']:+.4f}"
         if p is not None and p < SURE:
-            sentences.append(f"{told}, {'better' if lead > 0 else 'worse'}, and hardly by chance (p = {p:.2g}).")
+            sentences.append(
+                f"{told}, {'better' if lead > 0 else 'worse'}, and hardly by the chance of the {drawn} (p = {p:.2g})."
+            )
         elif p is None:
-            sentences.append(f"{told}; a single pair says nothing about chance.")
+            few = "a single pair says" if len(method["values"]) == 1 else "differences that are all equal say"
+            sentences.append(f"{told}; {few} nothing about chance.")
         else:
             sentences.append(f"{told}; so much may well be chance (p = {p:.2g}).")
     return sentences
@@ -137,7 +140,9 @@ def _curves(folder: Path, result: Mapping[str, Any]) -> tuple[dict[str, list[tup
                     if entry.get("phase") == "retrain" and isinstance(entry.get(key), int | float):
                         at[entry["step"]].append(entry[key])
             whole = {step: values for step, values in sorted(at.items()) if len(values) == len(chosen)}
-            curves[method["label"]] = [(step, mean(values), pstdev(values)) for step, values in whole.items()]
+            curves[method["label"]] = [
+                (step, mean(values), stdev(values) if len(values) > 1 else 0.0) for step, values in whole.items()
+            ]
         if any(curves.values()):
             return curves, ylabel
     return curves, ylabel

@@ -243,7 +243,8 @@ def mean_curves(curves: Mapping[str, Sequence[tuple[float, float, float]]], ylab
 
 
 def _short(name: str, most: int = LABEL) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """Return a name without its middle where it is long: labels of one method differ at their ends."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[most // 2 + 1 - most :]}"
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ from peft_bidora.study.summary import Metrics, require_rates, summarise
 
 logger = logging.getLogger(__name__)
 PLAN, RESULT = "plan.json", "comparison.json"
+AGAIN = "Give the command that began it with --resume: what was trained is kept"
 Watch = Callable[[str, str, int, int, list[float]], None]
 
 
@@ -50,6 +51,8 @@ def compare(
     Raises:
         BiDoRAError: the folder is taken, or a variant could not be trained; what was trained is kept.
     """
+    if jobs < 1 or (at_once is not None and at_once < 1):
+        raise RecipeError(f"jobs={jobs}, at_once={at_once}: expected numbers from 1 up.")
     known = [variant.label for variant in plan.variants]
     if reference is not None and reference not in known:
         raise RecipeError(f"--reference {reference!r}: expected one of {', '.join(map(repr, known))}.")
@@ -60,7 +63,7 @@ def compare(
             _check_same(plan)
         _begin(plan, resume)
         for variant in plan.variants:
-            if all(is_over(setting.recipe.output) for setting in variant.settings if plan.tunes(setting)):
+            if all(is_over(setting.recipe.output) for setting in variant.settings):
                 watch(variant.label, "done", 1, 1, [])  # before a kill
         _run_all(_open_jobs(plan, at_once), jobs, watch)
         # A run that is stopped may change the choice of a rate.
@@ -79,8 +82,8 @@ def read_comparison(output: Path) -> dict[str, Any]:
     """
     if not (output / RESULT).is_file():
         state = "a comparison that is not finished" if (output / PLAN).is_file() else "no comparison"
-        raise CheckpointError(f"{output} holds {state}. Give the command that began it with --resume.")
-    return folder.read_object(output / RESULT, ("metric", "methods", "reference"))
+        raise CheckpointError(f"{output} holds {state}. {AGAIN}")
+    return folder.read_object(output / RESULT, ("metric", "methods", "reference", "notes", "rates", "seeds"), AGAIN)
 
 
 def _check_same(plan: Plan) -> None:
@@ -112,7 +115,7 @@ def _begin(plan: Plan, resume: bool) -> None:
     }
     path = plan.output / PLAN
     if path.is_file():
-        known = folder.read_object(path, ("folders", "runs", "folds"))
+        known = folder.read_object(path, ("folders", "runs", "folds"), "Remove the folder, and start anew")
         if not resume:
             for name, runs in known["runs"].items():
                 clear_runs(plan.output / name, runs)
@@ -123,6 +126,12 @@ def _begin(plan: Plan, resume: bool) -> None:
                 " anew with --overwrite."
             )
         else:
+            for name, runs in known["runs"].items():
+                if missing := sorted(set(runs) - set(told["runs"].get(name, runs))):
+                    raise CheckpointError(
+                        f"The comparison in {plan.output} has the run {name}/{missing[0]} too: it is resumed with the"
+                        " rates and seeds that it began with, or more. Add them, or start anew with --overwrite."
+                    )
             told["folders"] = known["folders"] | told["folders"]
             told["runs"] = known["runs"] | {
                 name: [*dict.fromkeys([*known["runs"].get(name, []), *runs])] for name, runs in told["runs"].items()

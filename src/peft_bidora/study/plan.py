@@ -9,7 +9,7 @@ from pathlib import Path
 from peft_bidora.errors import Faults, RecipeError
 from peft_bidora.recipe.lane_settings import LONGEST, Setting, folder_name
 from peft_bidora.recipe.load import load_recipe
-from peft_bidora.recipe.prepare import prepare
+from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.schema import Recipe
 
 OUTSIDE_BRACKETS = r"(?![^\[{]*[\]}])"
@@ -106,10 +106,14 @@ def make_plan(
         BiDoRAError: all faults of all runs, one sentence each.
     """
     shared, faults = load_recipe(path, overrides), Faults()
+    if seeds < 1:
+        raise RecipeError(f"--seeds {seeds}: expected a number from 1 up.")
+    if tuning_seeds is not None and not 1 <= tuning_seeds <= seeds:
+        raise RecipeError(f"--tuning-seeds {tuning_seeds}: expected a number from 1 to --seeds, {seeds}.")
+    if folds is not None and tuning_seeds is not None:
+        raise RecipeError("--tuning-seeds and --folds: each fold chooses by its own selection rows. Leave one out.")
     _check_numbers(shared, methods, rates, faults)
     tuning = seeds if tuning_seeds is None or len(rates) == 1 else tuning_seeds
-    if not 1 <= tuning <= seeds:
-        raise RecipeError(f"--tuning-seeds {tuning}: expected a number from 1 to --seeds, {seeds}.")
     variants = []
     for label in methods:
         own = _overrides(label, faults)
@@ -138,6 +142,12 @@ def make_plan(
     faults.raise_any()
     first = prepared[0]
     assert first is not None
+    for number, (setting, run) in enumerate(zip(checked, prepared, strict=True)):
+        one = prepared[number % (len(checked) // len(variants))]
+        assert run is not None
+        assert one is not None
+        faults.check(_check_same_rows, setting, run, one)
+    faults.raise_any()
     if len(rates) > 1 and not all(run and len(run.rows.parts["selection"]) for run in prepared):
         raise RecipeError("--rates: there are no selection rows to choose by. Set data.selection_fraction.")
     task, numbers = first.rows.task, tuple(range(shared.seed, shared.seed + seeds))
@@ -145,6 +155,21 @@ def make_plan(
     lower = metric in task.lower_is_better
     notes = tuple(dict.fromkeys(note for run in prepared if run for note in run.rows.notes))
     return Plan(shared.output, tuple(variants), tuple(rates), numbers, folds, tuning, metric, lower, notes)
+
+
+def _check_same_rows(setting: Setting, run: Prepared, first: Prepared) -> None:
+    """Raise RecipeError where a run is chosen or scored by other rows than the first method's of the same seed."""
+    hashes, expected = run.rows.split_hashes(), first.rows.split_hashes()
+    if any(hashes.get(name) != expected.get(name) for name in ("selection", "test")):
+        raise RecipeError(
+            f"--methods: {setting.recipe.output.parent.name}/{setting.name} has other selection or test rows than the"
+            " first method. Leave out what changes them, or set it for all."
+        )
+    if run.rows.columns.label != first.rows.columns.label:
+        raise RecipeError(
+            f"--methods: {setting.recipe.output.parent.name} predicts the column {run.rows.columns.label!r}, the first"
+            f" method {first.rows.columns.label!r}. Set data.label for all."
+        )
 
 
 def labels(text: str) -> list[str]:

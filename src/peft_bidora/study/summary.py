@@ -1,5 +1,6 @@
 """What a comparison says: for each method its best rate, its test metrics, and how sure its lead over another is."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import mean, median, stdev
@@ -20,7 +21,8 @@ def summarise(plan: Plan, metrics: Metrics, reference: str) -> dict[str, Any]:
     """Return a comparison as JSON.
 
     A variant's rate is that of the best mean selection metric over the seeds that choose; a rate with a run that was
-    stopped counts as the worst.
+    stopped counts as the worst. Over folds each run has the rate that is best on its own selection rows, since those
+    of the other folds are among its test rows; the variant's is then the one that most have.
     The test metrics of that rate are compared; those of the others are kept beside their runs.
 
     Args:
@@ -65,7 +67,7 @@ def require_rates(plan: Plan, metrics: Metrics) -> dict[str, str]:
     Raises:
         NonFiniteError: every rate of a variant had a run that was stopped.
     """
-    rates = {variant.label: _choice(plan, _runs(plan, variant, metrics))[0] for variant in plan.variants}
+    rates = {variant.label: _chosen(plan, _runs(plan, variant, metrics))[0] for variant in plan.variants}
     if stopped := [label for label, rate in rates.items() if rate is None]:
         raise NonFiniteError(
             f"{', '.join(stopped)}: at every rate a run was stopped, for a loss or gradient that is not finite. Lower"
@@ -76,8 +78,8 @@ def require_rates(plan: Plan, metrics: Metrics) -> dict[str, str]:
 
 def _method(plan: Plan, variant: Variant, metrics: Metrics) -> dict[str, Any]:
     runs = _runs(plan, variant, metrics)
-    rate, selection = _choice(plan, runs)
-    chosen = [run for run in runs if run["rate"] == rate]
+    rate, chosen = _chosen(plan, runs)
+    selection = _choice(plan, runs)[1]
     values = [run["test"][plan.metric] for run in chosen]
     recipe = variant.settings[0].recipe
     at_rate = next((setting.recipe for setting in variant.settings if setting.values["rate"] == rate), recipe)
@@ -98,13 +100,28 @@ def _method(plan: Plan, variant: Variant, metrics: Metrics) -> dict[str, Any]:
         "seconds": median(run["seconds"] for run in chosen) if chosen else None,
         "peak_memory_bytes": max((run["peak_memory_bytes"] for run in chosen), default=None),
         "trainable_parameters": chosen[0]["trainable_parameters"] if chosen else None,
-        "runs": [{**run, "chosen": run["rate"] == rate} for run in runs],
+        "runs": [{**run, "chosen": run in chosen} for run in runs],
     }
 
 
 def _runs(plan: Plan, variant: Variant, metrics: Metrics) -> list[dict[str, Any]]:
     names = [(setting, (variant.label, setting.name)) for setting in variant.settings]
     return [_run(plan, variant, setting, metrics[name]) for setting, name in names if name in metrics]
+
+
+def _chosen(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Mapping[str, Any]]]:
+    """Return the rate of a variant and its runs that are compared; None where every rate was stopped."""
+    if plan.folds is None:
+        rate, _ = _choice(plan, runs)
+        return rate, [run for run in runs if run["rate"] == rate]
+    chosen = []
+    for seed, fold in dict.fromkeys((run["seed"], run["fold"]) for run in runs):
+        own = [run for run in runs if (run["seed"], run["fold"]) == (seed, fold)]
+        rate, _ = _choice(plan, own)
+        if rate is None:
+            return None, []
+        chosen += [run for run in own if run["rate"] == rate]
+    return Counter(run["rate"] for run in chosen).most_common(1)[0][0], chosen
 
 
 def _choice(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> tuple[str | None, dict[str, float | None]]:
@@ -122,7 +139,7 @@ def _run(plan: Plan, variant: Variant, setting: Setting, found: dict[str, Any] |
     """Return what a comparison keeps of a run."""
     kept: dict[str, Any] = {**setting.values, "folder": f"{plan.folder(variant).name}/{setting.name}"}
     kept["tunes"] = plan.tunes(setting)
-    if found is None:
+    if found is None or found["test"].get(plan.metric, {}).get("value") is None:  # of outputs that are not finite
         return {**kept, "stopped": True, "selection": None, "test": {}, "seconds": None}
     return {
         **kept,
@@ -162,7 +179,7 @@ def _paired(plan: Plan, values: Sequence[float], reference: Sequence[float], tes
 def _notes(plan: Plan) -> list[str]:
     """Return what a reader of the table should mind."""
     notes = []
-    if plan.tuning_seeds < len(plan.seeds) and len(plan.rates) > 1:
+    if plan.tuning_seeds < len(plan.seeds):
         notes.append(f"The rates were chosen by the selection rows of {plan.tuning_seeds} of {len(plan.seeds)} seeds.")
     if plan.folds is None and least_p(len(plan.seeds)) > 0.05 / max(1, len(plan.variants) - 1):
         least = least_p(len(plan.seeds)) * max(1, len(plan.variants) - 1)
@@ -170,7 +187,7 @@ def _notes(plan: Plan) -> list[str]:
             f"With {len(plan.seeds)} seeds no p-value can be below {min(1.0, least):.2g}: take this as a first look,"
             " and more seeds for a proof."
         )
-    if len(plan.seeds) * (plan.folds or 1) < ENOUGH:
+    if plan.folds is None and len(plan.seeds) < ENOUGH:
         notes.append(
             f"An interval of fewer than {ENOUGH} pairs is narrower than it should be: that it holds no 0 proves"
             " nothing."

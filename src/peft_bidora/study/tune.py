@@ -3,6 +3,7 @@
 Reference: Akiba et al. (optuna), arXiv:1907.10902; its sampler by default is the tree-structured Parzen estimator.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -174,6 +175,9 @@ def _try(study: Any, path: Path, overrides: Sequence[str], output: Path) -> Trie
     except NonFiniteError as error:  # pruned is what its sampler takes for bad; a trial that fails teaches it nothing
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         return Tried(trial.number, tuple(drawn), None, "failed", str(error))
+    if judge.best is None or not math.isfinite(judge.best):  # of outputs that are not finite; optuna would try for ever
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return Tried(trial.number, tuple(drawn), None, "failed", f"the selection {_metric(prepared)} is {judge.best}")
     study.tell(trial, judge.best)
     return Tried(trial.number, tuple(drawn), judge.best, "complete")
 
