@@ -31,7 +31,7 @@ from transformers import (
 from peft_bidora import AdapterOptions, BiDoRAArguments, BiDoRATrainer, attach_adapter, head_modules
 
 RESULTS = Path(__file__).parent / "results"
-MIB, STEPS = 2**20, 4
+MIB, STEPS = 2**20, 3
 CONFIGS: dict[str, Any] = {
     "encoder": BertConfig(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072),
     "decoder": LlamaConfig(
@@ -43,7 +43,7 @@ CONFIGS: dict[str, Any] = {
         intermediate_size=2816,
     ),
 }
-BATCH = {"encoder": (8, 128), "decoder": (2, 256)}  # rows, tokens
+BATCH = {"encoder": (4, 128), "decoder": (1, 256)}  # rows, tokens
 # Of the frozen weights, the passes, and whether activations are computed again.
 CASES = {
     "float32": (32, False, False),
