@@ -152,7 +152,7 @@ def test_learning_rates_of_a_method_are_its_own(make_recipe: Make) -> None:
 def test_methods_share_selection_and_test_rows_and_the_label(make_recipe: Make, tmp_path: Path) -> None:
     rows = [{"text": f"film {i}", "label": "ab"[i % 2], "other": "ab"[i % 3 // 2]} for i in range(40)]
     recipe = make_recipe(train=rows, test=rows[:12])
-    section = "data={train: train.jsonl, test: train.jsonl, text: [text], label: label}"
+    section = "data={train: train.jsonl, test: train.jsonl, text: text, label: label}"
     with pytest.raises(RecipeError, match=r"lora_.*rate=1,seed=0 has other selection or test rows"):
         make_plan(recipe, [], ["lora", f"lora {section}"], seeds=1)
     with pytest.raises(RecipeError, match=r"predicts the column 'other', the first method 'label'"):

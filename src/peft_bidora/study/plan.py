@@ -159,16 +159,16 @@ def make_plan(
 
 def _check_same_rows(setting: Setting, run: Prepared, first: Prepared) -> None:
     """Raise RecipeError where a run is chosen or scored by other rows than the first method's of the same seed."""
+    if run.rows.columns.label != first.rows.columns.label:
+        raise RecipeError(
+            f"--methods: {setting.recipe.output.parent.name} predicts the column {run.rows.columns.label!r}, the first"
+            f" method {first.rows.columns.label!r}. Set data.label for all."
+        )
     hashes, expected = run.rows.split_hashes(), first.rows.split_hashes()
     if any(hashes.get(name) != expected.get(name) for name in ("selection", "test")):
         raise RecipeError(
             f"--methods: {setting.recipe.output.parent.name}/{setting.name} has other selection or test rows than the"
             " first method. Leave out what changes them, or set it for all."
-        )
-    if run.rows.columns.label != first.rows.columns.label:
-        raise RecipeError(
-            f"--methods: {setting.recipe.output.parent.name} predicts the column {run.rows.columns.label!r}, the first"
-            f" method {first.rows.columns.label!r}. Set data.label for all."
         )
 
 
