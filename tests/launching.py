@@ -1,5 +1,6 @@
 """Run a function in real processes that meet over gloo, as torchrun starts them."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -50,6 +51,7 @@ def start_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, count: 
 
 def _rank(rank: int, count: int, port: int, work: Callable[..., Any], folder: Path, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # as in the tests' own process: every Trainer asks for a collection
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.save(work(folder, *arguments), folder / f"returned-{rank}.pt")

@@ -1,6 +1,7 @@
 """What ranks do in tests; importing it imports all that they need."""
 
 import random
+import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ from transformers import (
     BertConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    Trainer,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
 
@@ -243,6 +246,31 @@ def train_from(output: Path, resume: bool, kill: Place | None = None, **options:
     return trained(trainer.model)
 
 
+def save_slowly(output: Path) -> list[bool]:
+    """Return of each checkpoint whether it had what a slow second rank writes when it was declared whole."""
+    whole = []
+
+    save = Trainer._save_rng_state
+
+    def slow(trainer: Any, output_dir: str) -> None:
+        time.sleep(0.3 * trainer.args.process_index)
+        save(trainer, output_dir)
+
+    write = TrainerState.save_to_json
+
+    def declare(state: TrainerState, path: str) -> None:
+        whole.append((Path(path).parent / "rng_state_1.pth").is_file())
+        write(state, path)
+
+    trainer = make_trainer(output, max_steps=2, retrain_max_steps=1, save_strategy="steps", save_steps=1)
+    TrainerState.save_to_json, Trainer._save_rng_state = declare, slow
+    try:
+        trainer.train()
+    finally:
+        TrainerState.save_to_json, Trainer._save_rng_state = write, save
+    return whole
+
+
 def resume_all(output: Path, same: dict[Place, Any], cut: Any, resumed: Any) -> dict[str, Any]:
     """Resume runs of as many ranks, kill one that others go on with, and go on with one of another.
 
@@ -252,7 +280,7 @@ def resume_all(output: Path, same: dict[Place, Any], cut: Any, resumed: Any) -> 
         cut: folder, place and options of the run that is killed here.
         resumed: folder and options of the run that is gone on with here.
     """
-    found: dict[str, Any] = {"same": []}
+    found: dict[str, Any] = {"same": [], "whole": save_slowly(output / "slow")}
     for number, (place, options) in enumerate(same.items()):
         whole = train_from(output / f"whole-{number}", False, **options)
         assert train_from(output / f"cut-{number}", False, place, **options) is None

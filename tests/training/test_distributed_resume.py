@@ -43,3 +43,7 @@ def test_two_processes_go_on_with_a_run_of_one(found) -> None:
     for rank in found["two"]:
         for name, value in found["whole"].items():
             torch.testing.assert_close(rank["resumed"][name], value, rtol=1e-10, atol=1e-10)  # as above
+
+
+def test_checkpoint_is_declared_whole_once_all_processes_have_written_their_part(found) -> None:
+    assert found["two"][0]["whole"] == [True] * 3
