@@ -92,6 +92,7 @@ def check(
 
     loaded, unknown = read_recipe(recipe, overrides or ())
     quiet_libraries()
+    from peft_bidora.recipe.capabilities import capabilities
     from peft_bidora.recipe.folder import check_output, is_run
     from peft_bidora.recipe.outlook import outlook, time_steps
     from peft_bidora.recipe.prepare import prepare
@@ -103,7 +104,7 @@ def check(
     faults.check(check_output, loaded.output, resume=False, overwrite=True)
     faults.raise_any()
     assert prepared is not None
-    report, notes = outlook(prepared), list(prepared.rows.notes)
+    report, notes = {**outlook(prepared), "goes_with": capabilities(prepared)}, list(prepared.rows.notes)
     if is_run(loaded.output):
         notes.append(
             f"output={loaded.output} holds a run already: train needs --resume, --overwrite or another output."

@@ -74,12 +74,15 @@ def compare(
     at_once: AtOnce = None,
     resume: Annotated[bool, typer.Option(help="Go on with the killed comparison in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the comparison in the output folder.")] = False,
+    join: Annotated[bool, typer.Option(help="Help the process, on any machine, that began it in that folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods over seeds or folds, each at its best learning rate; write tables and a report."""
     require_one_process("compare")
     if resume and overwrite:
         raise RecipeError("--resume goes on with a comparison and --overwrite deletes it; expected one of them.")
+    if join and (resume or overwrite):
+        raise RecipeError("--join helps with a comparison that is under way; expected no --resume or --overwrite.")
     quiet_libraries()
     from peft_bidora.study.compare import compare as compare_methods
     from peft_bidora.study.plan import factors, labels, make_plan
@@ -98,7 +101,14 @@ def compare(
     announce(f"{plan.runs:,} runs: {', '.join(parts)}")
     if jobs > (os.cpu_count() or 1):
         announce(f"--jobs {jobs} is more than the cores of this machine: they will wait for each other.")
-    options = {"reference": reference, "resume": resume, "overwrite": overwrite, "jobs": jobs, "at_once": at_once}
+    options = {
+        "reference": reference,
+        "resume": resume,
+        "overwrite": overwrite,
+        "join": join,
+        "jobs": jobs,
+        "at_once": at_once,
+    }
     shown = [variant.label for variant in plan.variants if variant.side_by_side]  # the others' runs come by their names
     with interruptible(), comparison_progress(shown) as watch:
         result = compare_methods(plan, watch=watch, **options)

@@ -126,6 +126,10 @@ def print_outlook(report: Mapping[str, Any]) -> None:
         lines["time"] = f"about {report['seconds']:,.0f} s of training, evaluations not counted"
     for name, text in lines.items():
         typer.echo(f"{name:<21} {text}")
+    table = Table("to save memory or time", "with this recipe")
+    for name, reason in report["goes_with"].items():
+        table.add_row(name, "yes" if reason is None else f"no: {reason}")
+    console().print(table)
 
 
 def _steps(report: Mapping[str, Any]) -> str:

@@ -50,6 +50,10 @@ class NonFiniteError(BiDoRAError):
     """A loss or a gradient of the bi-level problem is infinite or not a number."""
 
 
+class InUseError(RecipeError):
+    """Another process of ours trains in a folder."""
+
+
 class ProcessError(BiDoRAError):
     """Another process of a run ended before the run did."""
 

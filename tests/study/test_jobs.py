@@ -17,10 +17,10 @@ from peft_bidora.study.jobs import Job, run_jobs
 def test_failed_job_leaves_the_others_alone_and_is_told_with_its_faults(tmp_path: Path) -> None:
     log = tmp_path / "job.log"
     jobs = [
-        Job("wrong", works.refuse, (), log),
-        Job("killed", works.die, (), log),
-        Job("stumbles", works.stumble, (), log),
-        Job("well", works.report, (tmp_path / "well.txt", "done"), log),
+        Job("wrong", works.refuse, (), log, tmp_path / "x"),
+        Job("killed", works.die, (), log, tmp_path / "x"),
+        Job("stumbles", works.stumble, (), log, tmp_path / "x"),
+        Job("well", works.report, (tmp_path / "well.txt", "done"), log, tmp_path / "x"),
     ]
     told: list[tuple[Any, ...]] = []
     failed = run_jobs(jobs, 2, lambda *event: told.append(event))
@@ -40,7 +40,7 @@ def test_failed_job_leaves_the_others_alone_and_is_told_with_its_faults(tmp_path
 def test_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     pid_file, here = tmp_path / "pid", Path(works.__file__)
     environment = {**os.environ, "PYTHONPATH": str(here.parent)}
-    job = f"Job('waits', works.wait, (Path({str(pid_file)!r}),), Path({str(tmp_path / 'log')!r}))"
+    job = f"Job('waits', works.wait, (Path({str(pid_file)!r}),), Path({str(tmp_path / 'log')!r}), Path())"
     code = (
         "import job_works as works; from pathlib import Path; from peft_bidora.study.jobs import Job, run_jobs\n"
         f"run_jobs([{job}], 1, lambda *_: None)"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from peft_bidora.errors import CheckpointError, ProcessError, RecipeError
+from peft_bidora.errors import CheckpointError, InUseError, ProcessError, RecipeError
 
 LOCK = ".lock"
 
@@ -18,7 +18,8 @@ def held(folder: Path) -> Iterator[None]:
     removed.
 
     Raises:
-        RecipeError: the folder cannot be made, or another process holds it.
+        InUseError: another process holds the folder.
+        RecipeError: it cannot be made.
     """
     from filelock import FileLock, Timeout
 
@@ -27,7 +28,7 @@ def held(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
-        raise RecipeError(
+        raise InUseError(
             f"output={folder} is in use: another process trains there. Wait until it ends, or name another output."
         ) from None
     except OSError as error:
@@ -40,6 +41,17 @@ def held(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
         lock.release()
+
+
+def in_use(folder: Path) -> bool:
+    """Return whether a process of ours, on this machine or on another that sees the folder, holds it now."""
+    if not folder.is_dir():
+        return False
+    try:
+        with held(folder):
+            return False
+    except InUseError:
+        return True
 
 
 def check_writable(folder: Path) -> None:

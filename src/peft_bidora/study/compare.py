@@ -1,15 +1,18 @@
 """Compare methods over seeds or folds: each at the learning rate that is best for it on selection rows."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from time import sleep
 from typing import Any
 
-from peft_bidora.errors import BiDoRAError, CheckpointError, Faults, NonFiniteError, RecipeError
+from peft_bidora.errors import BiDoRAError, CheckpointError, Faults, InUseError, NonFiniteError, RecipeError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.lane_settings import Setting
 from peft_bidora.recipe.lanes import run_lanes
-from peft_bidora.recipe.output import held
+from peft_bidora.recipe.output import held, in_use
 from peft_bidora.recipe.prepare import prepare
 from peft_bidora.recipe.run import run
 from peft_bidora.recipe.study_folder import STOPPED, check_study, clear_runs, is_begun, is_over
@@ -20,6 +23,8 @@ from peft_bidora.study.summary import Metrics, require_rates, summarise
 logger = logging.getLogger(__name__)
 PLAN, RESULT = "plan.json", "comparison.json"
 AGAIN = "Give the command that began it with --resume: what was trained is kept"
+POLL_SECONDS = 2.0
+ELSEWHERE = "elsewhere"
 Watch = Callable[[str, str, int, int, list[float]], None]
 
 
@@ -29,6 +34,7 @@ def compare(
     reference: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    join: bool = False,
     jobs: int = 1,
     at_once: int | None = None,
     watch: Watch = lambda *_: None,
@@ -44,6 +50,8 @@ def compare(
         reference: the label that the others are compared with; the first unless given.
         resume: go on with the comparison in the plan's folder; variants, seeds and rates may be added.
         overwrite: replace the comparison that is there.
+        join: help another process, on this machine or on one that sees the folder, which began this comparison: each
+            takes what no other has, and what a killed one leaves.
         jobs: processes side by side.
         at_once: most lanes of a process; None for what fits the memory.
         watch: is told label, phase, step, steps and the best selection metrics of what is trained.
@@ -56,19 +64,27 @@ def compare(
     known = [variant.label for variant in plan.variants]
     if reference is not None and reference not in known:
         raise RecipeError(f"--reference {reference!r}: expected one of {', '.join(map(repr, known))}.")
-    check_study(plan.output, resume, overwrite, PLAN)
-    with held(plan.output):
+    if not join:
         check_study(plan.output, resume, overwrite, PLAN)
-        if resume:
+    elif not (plan.output / PLAN).is_file():
+        raise CheckpointError(f"{plan.output} holds no comparison to join. Begin it by this command without --join.")
+    with nullcontext() if join else held(plan.output):
+        if not join:
+            check_study(plan.output, resume, overwrite, PLAN)
+        if resume or join:
             _check_same(plan)
-        _begin(plan, resume)
+        if join:
+            _check_joined(plan)
+        else:
+            _begin(plan, resume)
         for variant in plan.variants:
             if all(is_over(setting.recipe.output) for setting in variant.settings):
                 watch(variant.label, "done", 1, 1, [])  # before a kill
-        _run_all(_open_jobs(plan, at_once), jobs, watch)
+        while waiting := _open_jobs(plan, at_once):
+            _run_free(waiting, jobs, watch)
         # A run that is stopped may change the choice of a rate.
         while waiting := _open_jobs(plan, at_once, require_rates(plan, _metrics(plan))):
-            _run_all(waiting, jobs, watch)
+            _run_free(waiting, jobs, watch)
         result = summarise(plan, _metrics(plan), plan.variants[0].label if reference is None else reference)
         folder.write_json(plan.output / RESULT, result)
         return result
@@ -101,9 +117,19 @@ def _check_same(plan: Plan) -> None:
     faults.raise_any()
 
 
-def _begin(plan: Plan, resume: bool) -> None:
-    """Write what the folder is for; remove what another comparison left."""
-    told: dict[str, Any] = {
+def _check_joined(plan: Plan) -> None:
+    """Raise CheckpointError unless a plan is that of the comparison which is joined."""
+    known, told = folder.read_object(plan.output / PLAN, ()), _told(plan)
+    if differing := [key for key in told if json.dumps(known.get(key)) != json.dumps(told[key])]:
+        raise CheckpointError(
+            f"The comparison in {plan.output} has other {', '.join(differing)}. Give the command that began it, with"
+            " --join."
+        )
+
+
+def _told(plan: Plan) -> dict[str, Any]:
+    """Return a plan as its folder keeps it."""
+    return {
         "folders": {variant.label: plan.folder(variant).name for variant in plan.variants},
         "runs": {
             plan.folder(variant).name: [setting.name for setting in variant.settings] for variant in plan.variants
@@ -113,6 +139,11 @@ def _begin(plan: Plan, resume: bool) -> None:
         "folds": plan.folds,
         "tuning_seeds": plan.tuning_seeds,
     }
+
+
+def _begin(plan: Plan, resume: bool) -> None:
+    """Write what the folder is for; remove what another comparison left."""
+    told = _told(plan)
     path = plan.output / PLAN
     if path.is_file():
         known = folder.read_object(path, ("folders", "runs", "folds"), "Remove the folder, and start anew")
@@ -141,11 +172,18 @@ def _begin(plan: Plan, resume: bool) -> None:
     folder.write_json(path, told)
 
 
-def _run_all(waiting: Sequence[Job], jobs: int, watch: Watch) -> None:
-    """Run jobs; raise BiDoRAError with all faults where some failed."""
-    failed = run_jobs(waiting, jobs, watch)
-    if failed:
-        faults = [fault for error in failed.values() for fault in error.faults]
+def _run_free(waiting: Sequence[Job], jobs: int, watch: Watch) -> None:
+    """Run the jobs that no other process has, or wait a little; raise BiDoRAError with all faults where some failed."""
+    free = [job for job in waiting if not in_use(job.folder)]
+    for job in waiting:
+        if job not in free:
+            watch(job.label, ELSEWHERE, 0, 1, [])
+    if not free:
+        sleep(POLL_SECONDS)
+    failed = run_jobs(free, jobs, watch)
+    # Between the look and the start another process may have been quicker.
+    faults = [fault for error in failed.values() if not isinstance(error, InUseError) for fault in error.faults]
+    if faults:
         raise BiDoRAError(*faults, "What was trained is kept. Mend that, then give the same command with --resume.")
 
 
@@ -163,9 +201,13 @@ def _open_jobs(plan: Plan, at_once: int | None, rates: Mapping[str, str] | None 
         if missing and variant.side_by_side:
             # With those that were begun before: they are a part of the study of lanes.
             lanes = [each for each in variant.settings if each in settings or is_begun(each.recipe.output)]
-            jobs.append(Job(variant.label, _train_lanes, (lanes, plan.folder(variant), at_once), log))
+            output = plan.folder(variant)
+            jobs.append(Job(variant.label, _train_lanes, (lanes, output, at_once), log, output))
         elif missing:
-            jobs += [Job(f"{variant.label} {setting.name}", _train_alone, (setting,), log) for setting in missing]
+            jobs += [
+                Job(f"{variant.label} {setting.name}", _train_alone, (setting,), log, setting.recipe.output)
+                for setting in missing
+            ]
     return jobs
 
 
@@ -180,6 +222,8 @@ def _train_lanes(tell: Tell, settings: Sequence[Setting], output: Path, at_once:
 
 def _train_alone(tell: Tell, setting: Setting) -> None:
     output = setting.recipe.output
+    if is_over(output):  # by another process, a moment ago
+        return
     tell("train", 0, 1, [])
     try:
         run(setting.recipe, resume=is_begun(output))

@@ -27,12 +27,14 @@ class Job:
         work: takes what reports progress, and `arguments`; found by its name in a new interpreter.
         arguments: of it, picklable.
         log: a file to which is added what it writes to standard output and error.
+        folder: where it writes, which it holds.
     """
 
     label: str
     work: Callable[..., None]
     arguments: tuple[Any, ...]
     log: Path
+    folder: Path
 
 
 def run_jobs(
