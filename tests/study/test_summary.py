@@ -1,5 +1,6 @@
 """What a comparison concludes from the metrics of its runs."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def plan(
 
 def measured(selection: float, test: float) -> dict[str, Any]:
     cost = {"seconds": 10.0, "peak_memory_bytes": 2**20, "trainable_parameters": 7}
-    cost["rows"] = {"lower": 60, "upper": 20, "selection": 4, "test": 16}
+    cost["rows"] = {"lower": 60, "upper": 20, "selection": 40, "test": 16}
     return {"selection": {"accuracy": {"value": selection}}, "test": {"accuracy": {"value": test}}, **cost}
 
 
@@ -220,3 +221,14 @@ def test_run_without_a_test_metric_counts_as_stopped() -> None:
     found = summarise(of, metrics(of, lambda _, rate, seed: nothing if rate == "1" else measured(0.1, 0.5)), "lora")
     assert [method["rate"] for method in found["methods"]] == [0.5] * 3
     assert found["methods"][0]["selection_by_rate"]["1"] is None
+
+
+@pytest.mark.parametrize(
+    ("selection", "told"), [(8, r"chosen on 8 selection rows"), (81, r"81 selection rows are more"), (40, None)]
+)
+def test_rows_that_choose_are_told_where_they_are_few_or_more_than_the_others(selection: int, told: str | None) -> None:
+    of = plan(10)
+    run = measured(0.5, 0.5)
+    run["rows"] = {**run["rows"], "selection": selection}
+    notes = summarise(of, metrics(of, lambda *_: run), "lora")["notes"]
+    assert any(re.search(told, note) for note in notes) if told else len(notes) == 1

@@ -46,9 +46,15 @@ def comparison_page(folder: Path) -> dict[str, Any]:
             figure(
                 "Choice of the learning rate",
                 figures.rates(result),
-                "Each method was trained with all learning rates, and is compared on test rows with the ringed one.",
+                "Each run is compared at the rate that its own selection rows chose; the ring is what most have."
+                if result["folds"]
+                else "Means over the seeds that choose; a method is compared on test rows with its ringed rate.",
             ),
-            figure("On the way", figures.mean_curves(curves, ylabel), "Mean and standard deviation over the runs."),
+            figure(
+                "On the way",
+                figures.mean_curves(curves, ylabel),
+                "Mean and standard deviation over the runs. BiDoRA has taken the steps of its search before.",
+            ),
         ],
         tables=[
             TablePart(

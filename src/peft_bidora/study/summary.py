@@ -12,6 +12,7 @@ from peft_bidora.recipe.schema import Recipe
 from peft_bidora.study.plan import RATES, Plan, Variant, value_at
 from peft_bidora.study.statistics import Paired, holm, least_p, paired_folds, paired_seeds
 
+FEW_ROWS = 30  # of which a single one moves an accuracy by more than three points
 ENOUGH = 10  # pairs: of ten normal ones the interval holds the truth in 90 of 100 cases, of five in 85
 # Of each run that was trained, by label and name; None where it was stopped.
 Metrics = Mapping[tuple[str, str], dict[str, Any] | None]
@@ -53,7 +54,7 @@ def summarise(plan: Plan, metrics: Metrics, reference: str) -> dict[str, Any]:
         "rates": list(plan.rates),
         "tuning_seeds": plan.tuning_seeds,
         "methods": methods,
-        "notes": _notes(plan),
+        "notes": [*_notes(plan), *_selection_notes(plan, methods)],
     }
 
 
@@ -194,6 +195,24 @@ def _notes(plan: Plan) -> list[str]:
         )
     if plan.folds is None:
         notes.append("All runs are scored on the same test rows, whose own chance no number of seeds takes away.")
+    return notes
+
+
+def _selection_notes(plan: Plan, methods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tell where the rows that choose are too few to choose well, or cost more than the training."""
+    rows = [run["rows"] for method in methods for run in method["runs"] if run["chosen"]]
+    fewest = min(each["selection"] for each in rows)
+    notes = []
+    if 0 < fewest < FEW_ROWS and len(plan.rates) > 1:
+        notes.append(
+            f"Rates and checkpoints were chosen on {fewest} selection rows, which choose noisily: raise"
+            " data.selection_fraction, or tune nothing with --rates 1."
+        )
+    if any(each["selection"] > each["lower"] + each["upper"] for each in rows):
+        notes.append(
+            f"{max(each['selection'] for each in rows):,} selection rows are more than there are training rows, and take"
+            " much of the time: lower data.selection_fraction."
+        )
     return notes
 
 
