@@ -210,8 +210,8 @@ def _selection_notes(plan: Plan, methods: Sequence[Mapping[str, Any]]) -> list[s
         )
     if any(each["selection"] > each["lower"] + each["upper"] for each in rows):
         notes.append(
-            f"{max(each['selection'] for each in rows):,} selection rows are more than there are training rows, and take"
-            " much of the time: lower data.selection_fraction."
+            f"{max(each['selection'] for each in rows):,} selection rows are more than the training rows, and take much"
+            " of the time: lower data.selection_fraction."
         )
     return notes
 
