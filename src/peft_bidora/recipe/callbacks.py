@@ -41,7 +41,7 @@ class ProgressLines(TrainerCallback):  # type: ignore[misc]  # as above
         measured = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
         if not (measured if args.eval_strategy != "no" else "loss" in logs):
             return
-        speed = ("runtime", "samples_per_second", "steps_per_second")
+        speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
         figures = [f"loss {entry['loss']:.4f}" for entry in logged[-1:]]
         figures += [f"selection {name} {value:.4f}" for name, value in measured.items() if name not in speed]
         phase = Path(args.output_dir).name
