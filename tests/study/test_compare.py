@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peft_bidora.errors import BiDoRAError, CheckpointError, NonFiniteError, RecipeError
+from peft_bidora.errors import BiDoRAError, CheckpointError, InUseError, NonFiniteError, RecipeError
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.run import run
 from peft_bidora.study import compare as compare_module
@@ -257,3 +257,17 @@ def test_comparison_goes_on_with_no_fewer_runs_than_it_began_with(
 def test_numbers_below_one_are_refused(options: dict[str, int], make_recipe: Make, inline: list[str]) -> None:
     with pytest.raises(RecipeError, match="expected numbers from 1 up"):
         compare(planned(make_recipe(), ("lora",), seeds=1), **options)
+
+
+def test_method_that_another_process_took_a_moment_ago_is_waited_for(
+    make_recipe: Make, inline: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, calls = compare_module.run_jobs, []
+
+    def taken_at_first(jobs: Sequence[Job], at_once: int, watch: Any) -> dict[str, BiDoRAError]:
+        calls.append([job.label for job in jobs])
+        return {"lora": InUseError("in use")} if len(calls) == 1 else alone(jobs, at_once, watch)
+
+    monkeypatch.setattr(compare_module, "run_jobs", taken_at_first)
+    assert len(compare(planned(make_recipe(), ("lora",), seeds=1))["methods"][0]["values"]) == 1
+    assert calls == [["lora"], ["lora"]]
