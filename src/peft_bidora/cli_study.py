@@ -85,33 +85,25 @@ def compare(
         raise RecipeError("--join helps with a comparison that is under way; expected no --resume or --overwrite.")
     quiet_libraries()
     from peft_bidora.study.compare import compare as compare_methods
-    from peft_bidora.study.plan import factors, labels, make_plan
+    from peft_bidora.study.labels import factors, labels
+    from peft_bidora.study.plan import make_plan
 
     listed = labels(methods)
     options: dict[str, Any] = {"seeds": seeds, "rates": factors(rates), "folds": folds, "tuning_seeds": tuning_seeds}
-    plan = make_plan(recipe, overrides or (), listed, **options)
-    for note in plan.notes:
-        announce(note)
-    parts = [
-        f"{len(listed)} methods",
-        f"{len(plan.rates)} rates",
-        f"{seeds} seeds",
-        *([f"{folds} folds"] if folds else []),
-    ]
-    announce(f"{plan.runs:,} runs: {', '.join(parts)}")
-    if jobs > (os.cpu_count() or 1):
-        announce(f"--jobs {jobs} is more than the cores of this machine: they will wait for each other.")
-    options = {
-        "reference": reference,
-        "resume": resume,
-        "overwrite": overwrite,
-        "join": join,
-        "jobs": jobs,
-        "at_once": at_once,
-    }
+    plan = make_plan(recipe, overrides or (), listed, reference=reference, **options)
+
+    def tell() -> None:
+        for note in plan.notes:
+            announce(note)
+        parts = [f"{len(listed)} methods", f"{len(plan.rates)} rates", f"{seeds} seeds"]
+        announce(f"{plan.runs:,} runs: {', '.join([*parts, *([f'{folds} folds'] if folds else [])])}")
+        if jobs > (os.cpu_count() or 1):
+            announce(f"--jobs {jobs} is more than the cores of this machine: they will wait for each other.")
+
+    options = {"resume": resume, "overwrite": overwrite, "join": join, "jobs": jobs, "at_once": at_once}
     shown = [variant.label for variant in plan.variants if variant.side_by_side]  # the others' runs come by their names
     with interruptible(), comparison_progress(shown) as watch:
-        result = compare_methods(plan, watch=watch, **options)
+        result = compare_methods(plan, announce=tell, watch=watch, **options)
     from peft_bidora.report.html import write_report
     from peft_bidora.report.tables import write_csv
 

@@ -61,6 +61,10 @@ def test_missing_file_is_reported_with_the_nearest_name(write: Write, tmp_path: 
     write("train.jsonl", "{}")
     with pytest.raises(DataError, match=r"trian\.jsonl does not exist\. Did you mean 'train\.jsonl'\?"):
         read_table(tmp_path / "trian.jsonl")
+    with pytest.raises(
+        DataError, match=r"test\.jsonl does not exist\. Correct the path"
+    ):  # the train rows are not meant
+        read_table(tmp_path / "test.jsonl", "test")
 
 
 def test_missing_folder_of_a_missing_file_is_named(tmp_path: Path) -> None:

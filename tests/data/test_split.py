@@ -95,6 +95,14 @@ def test_same_seed_gives_the_same_splits_and_another_seed_others(build: Build) -
     assert all(one != other for one, other in zip(parts(first), parts(second), strict=True))
 
 
+def test_test_seed_draws_the_test_rows_whatever_the_seed(build: Build) -> None:
+    examples = build(["a", "b"] * 100)
+    options: dict[str, Any] = {"test_fraction": 0.2, "selection_fraction": 0.2, "upper_fraction": 0.2}
+    first, second = (make_splits(examples, **options, seed=seed, test_seed=7) for seed in (3, 4))
+    assert first.test == second.test == make_splits(examples, **options, seed=7).test
+    assert all(one != other for one, other in zip(parts(first)[:3], parts(second)[:3], strict=True))
+
+
 def test_options_of_a_later_cut_move_no_row_of_an_earlier_one(build: Build) -> None:
     examples = build(["a", "b"] * 100)
     base: dict[str, Any] = {"test_fraction": 0.2, "selection_fraction": 0.2, "upper_fraction": 0.2, "seed": 1}

@@ -37,6 +37,7 @@ CHANGED = {
     "data.label": "kind",
     "data.group": "place",
     "data.test_fraction": "0.3",
+    "data.test_seed": "7",
     "data.folds": "4",
     "data.fold": "1",
     "data.selection_fraction": "0.3",
@@ -91,6 +92,7 @@ CHANGED = {
 BESIDE = {
     **{f"generation.{name}": ["generation.do_sample=true"] for name in ("temperature", "top_k", "top_p")},
     "data.test_fraction": ["data.test=null", "data.test_fraction=0.2"],
+    "data.test_seed": ["data.test=null", "data.test_fraction=0.2"],
     "data.folds": ["data.test=null", "data.folds=5", "data.fold=0"],
     "data.fold": ["data.test=null", "data.folds=5", "data.fold=0"],
     "data.sequences": ["data.text=sequence"],

@@ -42,6 +42,7 @@ def write(folder: Path, text: str) -> Path:
         (TEXT.replace("run", "r" * 300), r"^output: expected a path .* \(File name too long\)\.$"),
         (TEXT.replace("run", r'"r\0n"'), r"^output: expected a path .* \(embedded null byte\)"),
         (TEXT.replace("}", ", folds: 3}"), r"^data: folds and fold go together"),
+        (TEXT.replace("}", ", test_seed: 3}"), r"^data: test_seed draws the rows of test_fraction, which is 0"),
         (TEXT.replace("}", ", folds: 3, fold: 3}"), r"^data: fold=3 of folds=3: expected one from 0 to 2"),
         (
             TEXT.replace("}", ", folds: 3, fold: 0, test_fraction: 0.1}"),

@@ -127,12 +127,6 @@ def test_folds_give_every_row_of_the_file_once_a_seed(make_recipe: Make, tmp_pat
     assert result["methods"][1]["against_reference"]["test"] == "corrected resampled t"
 
 
-def test_unknown_reference_is_told_before_anything_is_trained(make_recipe: Make, inline: list[str]) -> None:
-    with pytest.raises(RecipeError, match=r"--reference 'dora': expected one of 'lora'"):
-        compare(planned(make_recipe(), ("lora",)), reference="dora")
-    assert inline == []
-
-
 def test_method_that_fails_leaves_the_others_and_is_told(
     make_recipe: Make, tmp_path: Path, inline: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,19 +7,12 @@ from typing import Any
 import pytest
 
 from peft_bidora.errors import BiDoRAError, RecipeError
+from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.prepare import prepare
 from peft_bidora.study import plan as plan_module
-from peft_bidora.study.plan import factors, labels, make_plan
+from peft_bidora.study.plan import NUMBER, make_plan
 
 Make = Callable[..., Path]
-
-
-def test_commas_within_brackets_part_no_labels() -> None:
-    assert labels("lora, bidora adapter.target_modules=[query,value],dora") == [
-        "lora",
-        "bidora adapter.target_modules=[query,value]",
-        "dora",
-    ]
 
 
 def test_rates_are_factors_of_both_phases_and_levels(make_recipe: Make) -> None:
@@ -65,6 +58,7 @@ def test_folds_are_those_of_each_seed(make_recipe: Make) -> None:
                 "data.folds",
                 "data.test",
                 "data.test_fraction",
+                "data.test_seed",
                 "method",
                 "select_by",
             )
@@ -75,6 +69,7 @@ def test_folds_are_those_of_each_seed(make_recipe: Make) -> None:
         (["lora"], {"rates": [1.0, 1.0000001]}, r"expected different factors above 0"),
         (["lora"], {"rates": [1.0, float("inf")]}, r"expected different factors above 0"),
         (["lora"], {"folds": 3}, r"folds takes the test rows from the train file"),
+        (["lora"], {"reference": "dora"}, r"--reference 'dora': expected one of 'lora'"),
         (["lora"], {"folds": 3, "tuning_seeds": 1}, r"each fold chooses by its own selection rows"),
     ],
 )
@@ -98,24 +93,42 @@ def test_faults_of_all_methods_are_told_at_once(make_recipe: Make) -> None:
     assert any("adapter.rank=0" in fault for fault in caught.value.faults)
 
 
-def test_rates_that_are_no_numbers_are_refused() -> None:
-    assert factors("0.5,1") == [0.5, 1.0]
-    with pytest.raises(RecipeError, match=r"--rates '1,x': expected factors with commas between"):
-        factors("1,x")
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("push_to_hub=owner/name", "push_to_hub is of a single run"),
         ("report_to=[tensorboard]", "report_to is of a single run"),
-        ("data.test_fraction=0.2", "gives each seed other test rows"),
     ],
 )
 def test_recipe_that_cannot_be_compared_is_refused(override: str, message: str, make_recipe: Make) -> None:
-    overrides = ["data.test=null", override] if "fraction" in override else [override]
     with pytest.raises(RecipeError, match=message):
-        make_plan(make_recipe(), overrides, ["lora"], seeds=1)
+        make_plan(make_recipe(), [override], ["lora"], seeds=1)
+
+
+def test_runs_of_all_seeds_are_scored_on_the_same_test_rows(make_recipe: Make) -> None:
+    overrides = ["data.test=null", "data.test_fraction=0.2", "seed=5"]
+    plan = make_plan(make_recipe(), overrides, ["lora", "dora"], seeds=3)
+    splits = [prepare(setting.recipe).rows.split_hashes() for each in plan.variants for setting in each.settings]
+    assert len({hashes["test"] for hashes in splits}) == 1
+    assert len({hashes["lower"] for hashes in splits}) == 3
+    chosen = make_plan(make_recipe(), [*overrides, "data.test_seed=9"], ["lora"], seeds=3).variants[0].settings
+    assert {setting.recipe.data.test_seed for setting in chosen} == {9}
+
+
+def test_faults_of_numbers_are_told_at_once(make_recipe: Make) -> None:
+    with pytest.raises(BiDoRAError) as caught:
+        make_plan(make_recipe(), [], ["loar", "loar"], seeds=0, tuning_seeds=4, rates=[0.0], reference="x")
+    assert [fault.split(" ")[0] for fault in caught.value.faults] == [
+        *("--seeds", "--tuning-seeds", "--reference", "--methods:", "--rates")
+    ]
+
+
+def test_notes_that_differ_in_their_numbers_alone_are_told_once(make_recipe: Make) -> None:
+    rows = [{"text": f"film {i % 34}", "label": ("bad", "good")[i % 2]} for i in range(80)]
+    recipe = make_recipe(train=rows, test=rows[:12])
+    assert any(prepare(load_recipe(recipe)).rows.notes)
+    notes = make_plan(recipe, [], ["lora"], seeds=6).notes
+    assert len({NUMBER.sub("#", note) for note in notes}) == len(notes)
 
 
 def test_metric_is_that_of_the_recipe_and_of_its_task(make_recipe: Make) -> None:

@@ -36,7 +36,7 @@ def plan(
         )
         for method in methods
     )
-    return Plan(Path("runs/x"), variants, rates, tuple(range(seeds)), None, seeds, "accuracy", False)
+    return Plan(Path("runs/x"), variants, methods[0], rates, tuple(range(seeds)), None, seeds, "accuracy", False)
 
 
 def measured(selection: float, test: float) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def metrics(of: Plan, value: Any) -> dict[tuple[str, str], Any]:
 def test_rate_is_chosen_on_selection_rows_and_never_on_test_rows() -> None:
     of = plan(3)
     found = summarise(
-        of, metrics(of, lambda _, rate, seed: measured(0.9, 0.1) if rate == "0.5" else measured(0.2, 1.0)), "lora"
+        of, metrics(of, lambda _, rate, seed: measured(0.9, 0.1) if rate == "0.5" else measured(0.2, 1.0))
     )
 
     assert [method["rate"] for method in found["methods"]] == [0.5] * 3
@@ -73,22 +73,22 @@ def test_rate_is_chosen_on_selection_rows_and_never_on_test_rows() -> None:
 
 def test_less_of_an_error_is_better() -> None:
     of = replace(plan(2), lower_is_better=True)
-    found = summarise(of, metrics(of, lambda _, rate, seed: measured(float(rate), 0.5)), "lora")
+    found = summarise(of, metrics(of, lambda _, rate, seed: measured(float(rate), 0.5)))
     assert found["methods"][0]["rate"] == 0.5
 
 
 def test_rate_with_a_run_that_was_stopped_is_the_worst() -> None:
     of = plan(2)
     found = summarise(
-        of, metrics(of, lambda _, rate, seed: None if rate == "1" and seed else measured(float(rate), 0.5)), "lora"
+        of, metrics(of, lambda _, rate, seed: None if rate == "1" and seed else measured(float(rate), 0.5))
     )
     assert found["methods"][0]["rate"] == 0.5
     assert found["methods"][0]["selection_by_rate"] == {"0.5": 0.5, "1": None}
     with pytest.raises(NonFiniteError, match=r"bidora: at every rate a run was stopped"):
-        summarise(of, metrics(of, lambda label, *_: None if label == "bidora" else measured(0.5, 0.5)), "lora")
+        summarise(of, metrics(of, lambda label, *_: None if label == "bidora" else measured(0.5, 0.5)))
     one = plan(2, rates=(1.0,))
     with pytest.raises(NonFiniteError, match=r"lora, dora, bidora"):
-        summarise(one, metrics(one, lambda *_: None), "lora")
+        summarise(one, metrics(one, lambda *_: None))
 
 
 def test_differences_are_paired_by_seed_and_corrected_for_their_number() -> None:
@@ -96,14 +96,16 @@ def test_differences_are_paired_by_seed_and_corrected_for_their_number() -> None
     lead = {"lora": 0.0, "dora": 0.01, "bidora": 0.02}
     jitter = [0.0, 0.003, -0.004, 0.001, 0.006, -0.002]
     test = lambda label, seed: 0.1 * seed + lead[label] + (jitter[seed] if label == "dora" else 0.0)  # noqa: E731
-    found = summarise(of, metrics(of, lambda label, _, seed: measured(0.5, test(label, seed))), "lora")
+    found = summarise(of, metrics(of, lambda label, _, seed: measured(0.5, test(label, seed))))
     dora, bidora = (method["against_reference"] for method in found["methods"][1:])
 
     assert bidora["difference"] == pytest.approx(0.02)
     p = [signed_rank_p([test(label, seed) - test("lora", seed) for seed in range(6)]) for label in ("dora", "bidora")]
     assert [dora["p"], bidora["p"]] == p
     assert [dora["p_corrected"], bidora["p_corrected"]] == holm(p)
-    other = summarise(of, metrics(of, lambda label, _, seed: measured(0.5, test(label, seed))), "bidora")
+    other = summarise(
+        replace(of, reference="bidora"), metrics(of, lambda label, _, seed: measured(0.5, test(label, seed)))
+    )
     assert "against_reference" not in other["methods"][2]
     assert other["methods"][0]["against_reference"]["difference"] == pytest.approx(-0.02)
 
@@ -116,27 +118,24 @@ def test_folds_are_compared_by_the_corrected_t_test() -> None:
     ]
     of = replace(of, variants=tuple(in_a_fold), folds=5)
     values = [0.01, 0.03, 0.02, 0.05, 0.01]
-    found = summarise(
-        of, metrics(of, lambda label, _, seed: measured(0.5, values[seed] if label == "dora" else 0.0)), "lora"
-    )
+    found = summarise(of, metrics(of, lambda label, _, seed: measured(0.5, values[seed] if label == "dora" else 0.0)))
     expected = paired_folds(values, [0.0] * 5, 16 / 80)
     assert found["methods"][1]["against_reference"]["p"] == expected.p
     assert not any("same test rows" in note or "p-value" in note for note in found["notes"])
+    assert any(note.startswith("Over folds each run has the rate") for note in found["notes"])
 
 
 def test_few_seeds_are_told_to_prove_nothing() -> None:
     of = plan(3)
-    few = summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)), "lora")["notes"]
+    few = summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)))["notes"]
     assert few[0].startswith("With 3 seeds no p-value can be below 0.5")
     assert few[1].startswith("An interval of fewer than 10 pairs")
     of = plan(6, methods=("lora", "dora"))  # 2 of 64 signs, and one comparison
-    assert not any(
-        "p-value" in each for each in summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)), "lora")["notes"]
-    )
+    assert not any("p-value" in each for each in summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)))["notes"])
     of = plan(6)  # two comparisons
-    assert any("p-value" in each for each in summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)), "lora")["notes"])
+    assert any("p-value" in each for each in summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)))["notes"])
     of = plan(10)
-    assert len(summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)), "lora")["notes"]) == 1
+    assert len(summarise(of, metrics(of, lambda *_: measured(0.5, 0.5)))["notes"]) == 1
 
 
 def test_cost_and_other_metrics_are_those_of_the_chosen_runs() -> None:
@@ -148,7 +147,7 @@ def test_cost_and_other_metrics_are_those_of_the_chosen_runs() -> None:
         factor = 1 if rate == "1" else 100
         return {**run, "seconds": factor * (10.0 + seed**3), "peak_memory_bytes": factor * (seed + 1)}
 
-    method = summarise(of, metrics(of, value), "lora")["methods"][0]
+    method = summarise(of, metrics(of, value))["methods"][0]
     assert (method["seconds"], method["peak_memory_bytes"]) == (11.0, 3)
     assert method["standard_deviation"] == pytest.approx(0.1)
     assert method["others"]["f1"]["mean"] == pytest.approx(0.2)
@@ -157,14 +156,14 @@ def test_cost_and_other_metrics_are_those_of_the_chosen_runs() -> None:
 def test_rate_counts_as_the_worst_where_any_run_was_stopped() -> None:
     of = plan(3, methods=("lora", "dora"))
     stopped = lambda label, rate, seed: rate == "1" and seed == 1  # noqa: E731
-    found = summarise(of, metrics(of, lambda *key: None if stopped(*key) else measured(float(key[1]), 0.5)), "lora")
+    found = summarise(of, metrics(of, lambda *key: None if stopped(*key) else measured(float(key[1]), 0.5)))
     assert [method["rate"] for method in found["methods"]] == [0.5, 0.5]
 
 
 def test_rate_is_chosen_by_the_first_seeds_alone_where_few_choose() -> None:
     of = replace(plan(4, methods=("lora", "dora")), tuning_seeds=1)
     trained = {key: value for key, value in metrics(of, better_first).items() if trained_for(key[1], "1")}
-    found = summarise(of, trained, "lora")
+    found = summarise(of, trained)
 
     assert [method["rate"] for method in found["methods"]] == [1.0, 1.0]
     assert found["methods"][0]["selection_by_rate"] == {"0.5": 0.5, "1": 1.0}
@@ -200,13 +199,13 @@ def test_folds_choose_by_their_own_selection_rows() -> None:
         for variant in of.variants
         for setting in variant.settings
     }
-    lora = summarise(of, found, "lora")["methods"][0]
+    lora = summarise(of, found)["methods"][0]
     assert lora["values"] == [1.0] * 4
     chosen = {(run["seed"], run["fold"], run["rate"]) for run in lora["runs"] if run["chosen"]}
     assert chosen == {(seed, fold, rate) for seed in "01" for fold, rate in (("0", "1"), ("1", "0.5"))}
     stopped = {key: None if key[0] == "lora" and key[1].endswith("0/1") else each for key, each in found.items()}
     with pytest.raises(NonFiniteError, match="lora"):
-        summarise(of, stopped, "lora")
+        summarise(of, stopped)
 
 
 def with_folds(settings: Any) -> Any:
@@ -218,7 +217,7 @@ def with_folds(settings: Any) -> Any:
 def test_run_without_a_test_metric_counts_as_stopped() -> None:
     of = plan(2)
     nothing = {**measured(0.9, 0.5), "test": {"accuracy": {"value": None}}}
-    found = summarise(of, metrics(of, lambda _, rate, seed: nothing if rate == "1" else measured(0.1, 0.5)), "lora")
+    found = summarise(of, metrics(of, lambda _, rate, seed: nothing if rate == "1" else measured(0.1, 0.5)))
     assert [method["rate"] for method in found["methods"]] == [0.5] * 3
     assert found["methods"][0]["selection_by_rate"]["1"] is None
 
@@ -230,5 +229,5 @@ def test_rows_that_choose_are_told_where_they_are_few_or_more_than_the_others(se
     of = plan(10)
     run = measured(0.5, 0.5)
     run["rows"] = {**run["rows"], "selection": selection}
-    notes = summarise(of, metrics(of, lambda *_: run), "lora")["notes"]
+    notes = summarise(of, metrics(of, lambda *_: run))["notes"]
     assert any(re.search(told, note) for note in notes) if told else len(notes) == 1

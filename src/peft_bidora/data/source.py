@@ -166,7 +166,9 @@ def _names_a_path(source: str | Path) -> bool:
 def _missing(source: str, path: Path) -> str:
     if not path.parent.is_dir():
         return f"{source} does not exist, and neither does its folder {path.parent}. Correct the path."
-    hint = suggestion(path.name, _names_in(path.parent))
+    own = _split_of(path) if path.suffix in READERS else None
+    near = [name for name in _names_in(path.parent) if own is None or _split_of(path.parent / name) in (None, own)]
+    hint = suggestion(path.name, near)
     return f"{source} does not exist.{hint} Correct the path, or name a hub data set as owner/name."
 
 

@@ -42,6 +42,7 @@ def make_splits(
     selection_fraction: float,
     upper_fraction: float,
     test_fraction: float = 0.0,
+    test_seed: int | None = None,
     fold: tuple[int, int] | None = None,
     max_train_rows: int | None = None,
     seed: int,
@@ -58,6 +59,7 @@ def make_splits(
         selection_fraction: of the rows that test leaves, in [0, 1); 0 for no selection split.
         upper_fraction: of the rows that are left for training, in [0, 1); 0 for no upper split.
         test_fraction: of all rows, in [0, 1); 0 for no test split.
+        test_seed: of the draw of that fraction; None for `seed`.
         fold: its number from 0 up, and the number of folds that a seed divides the rows into; the test split is that
             fold. None for a test split by its fraction.
         max_train_rows: the most rows that lower and upper hold together; None for no limit.
@@ -77,16 +79,21 @@ def make_splits(
     labels = examples.required_labels()
     classes = labels if strata is None else [ANY_CLASS] * len(labels)
     pool = _Pool(strata or labels, classes, groups, list(range(len(examples))))
-    seeds = [int(state) for state in np.random.SeedSequence(seed).generate_state(4, np.uint64)]
+    seeds = _seeds(seed)
     cure = "add rows" if max_train_rows is None else "raise data.max_train_rows"
     if fold is None:
-        pool, test = _cut(pool, "test", test_fraction, seeds[0])
+        pool, test = _cut(pool, "test", test_fraction, seeds[0] if test_seed is None else _seeds(test_seed)[0])
     else:
         pool, test = _fold(pool, *fold, seeds[0])
     pool, selection = _cut(pool, "selection", selection_fraction, seeds[1])
     pool = _limit(pool, max_train_rows, seeds[2])
     lower, upper = _cut(pool, "upper", upper_fraction, seeds[3], cure)
     return Splits(lower.rows, upper.rows, selection.rows, test.rows)
+
+
+def _seeds(seed: int) -> list[int]:
+    """Return a seed for each cut."""
+    return [int(state) for state in np.random.SeedSequence(seed).generate_state(4, np.uint64)]
 
 
 def split_hash(examples: Examples, indices: Iterable[int]) -> str:

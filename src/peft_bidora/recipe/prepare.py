@@ -139,6 +139,7 @@ def read_rows(recipe: Recipe, kind: TaskKind, tokenizer: Any = None, config: Any
         selection_fraction=_selection_fraction(recipe, "selection" in files),
         upper_fraction=data.upper_fraction,
         test_fraction=0.0 if "test" in files else data.test_fraction,
+        test_seed=data.test_seed,
         fold=None if data.fold is None or data.folds is None else (data.fold, data.folds),
         max_train_rows=data.max_train_rows,
         seed=recipe.seed,

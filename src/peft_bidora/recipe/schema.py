@@ -81,7 +81,8 @@ class DataSection(Section):
     """Where the rows are and how they are divided.
 
     Paths are files, folders or hub names. `fold`, counted from 0, is the one of `folds` parts of the train file that is
-    the test split; the seed divides them. The fractions are of the rows that the earlier cuts leave: test, then
+    the test split; the seed divides them. `test_seed`, else the seed, draws the rows of `test_fraction`: runs of other
+    seeds are scored on the same ones by it. The fractions are of the rows that the earlier cuts leave: test, then
     selection, then `max_train_rows`, then upper. Without a selection file, `selection_fraction` is 0.1 unless set.
     """
 
@@ -92,6 +93,7 @@ class DataSection(Section):
     label: str | None = None
     group: str | None = None
     test_fraction: Fraction = 0.0
+    test_seed: Seed | None = None
     folds: Annotated[int, Field(ge=2, strict=True)] | None = None
     fold: Annotated[int, Field(ge=0, strict=True)] | None = None
     selection_fraction: Fraction | None = None
@@ -108,6 +110,15 @@ class DataSection(Section):
                     f"{name} and {name}_fraction are both set; expected one of them. Remove the other, or set"
                     f" data.{name}_fraction=0"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _seed_of_a_fraction(self) -> "DataSection":
+        if self.test_seed is not None and not self.test_fraction:
+            raise ValueError(
+                "test_seed draws the rows of test_fraction, which is 0; expected both or none of them. Set"
+                " data.test_fraction, or leave data.test_seed out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from peft_bidora.recipe.folder import read_json_lines
 from peft_bidora.report import figures
 from peft_bidora.report.page import TablePart, figure, page_of
 from peft_bidora.study.compare import read_comparison
+from peft_bidora.study.statistics import least_p
 
 SURE = 0.05
 
@@ -106,6 +107,8 @@ def _sentences(result: Mapping[str, Any]) -> list[str]:
         elif p is None:
             few = "a single pair says" if len(method["values"]) == 1 else "differences that are all equal say"
             sentences.append(f"{told}; {few} nothing about chance.")
+        elif not result["folds"] and least_p(len(method["values"])) >= SURE:
+            sentences.append(f"{told}; {len(method['values'])} seeds are too few to tell it from chance.")
         else:
             sentences.append(f"{told}; so much may well be chance (p = {p:.2g}).")
     return sentences

@@ -14,6 +14,7 @@ from peft_bidora.report.page import Fold, TablePart, figure, page_of
 from peft_bidora.report.wrong_rows import named, wrong_rows
 from peft_bidora.study.decomposition import Change, decompose_adapter
 
+LAST_LOSSES = 3
 TITLES = {"bidora": "BiDoRA", "dora": "DoRA", "lora": "LoRA", "full": "Full fine-tuning"}
 
 
@@ -83,13 +84,15 @@ def _sentences(metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]],
         most = max(classes, key=lambda each: each["rows"])
         share = most["rows"] / sum(each["rows"] for each in classes)
         sentences.append(f"Always saying {most['label']!r}, the most frequent class, would give {share:.4f}.")
-    lower = [entry["loss"] for entry in history if entry["phase"] == "retrain" and "loss" in entry][-3:]
-    selection = [entry["eval_loss"] for entry in history if entry["phase"] == "retrain" and "eval_loss" in entry]
+    retrain = [entry for entry in history if entry["phase"] == "retrain"]
+    lower = [entry["loss"] for entry in retrain if "loss" in entry][-LAST_LOSSES:]
+    selection = [entry["eval_loss"] for entry in retrain if "eval_loss" in entry]
     if lower and selection:
         last, gap = sum(lower) / len(lower), selection[-1] - sum(lower) / len(lower)
+        told = f"{abs(gap):.3f} {'more' if gap > 0 else 'less'}"
         sentences.append(
-            f"Generalisation gap at the end: the loss is {last:.3f} on training rows and {selection[-1]:.3f} on"
-            f" selection rows, {abs(gap):.3f} {'more' if gap > 0 else 'less'}."
+            f"Generalisation gap at the end: the loss is {last:.3f} on training rows (the mean of the last"
+            f" {len(lower)} that were logged) and {selection[-1]:.3f} on selection rows, {told}."
         )
     kept = metrics.get("kept")
     if kept:

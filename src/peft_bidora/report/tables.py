@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FIRST = ("label", "rate", "seed", "fold", "chosen", "stopped", "selection")
+FIRST = ("label", "rate", "seed", "fold", "tunes", "chosen", "stopped", "selection")
 LAST = ("seconds", "peak_memory_bytes", "trainable_parameters", "folder")
 
 

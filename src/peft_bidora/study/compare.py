@@ -23,6 +23,7 @@ from peft_bidora.study.summary import Metrics, require_rates, summarise
 logger = logging.getLogger(__name__)
 PLAN, RESULT = "plan.json", "comparison.json"
 AGAIN = "Give the command that began it with --resume: what was trained is kept"
+KEYS = ("metric", "lower_is_better", "methods", "reference", "notes", "rates", "seeds", "folds")
 POLL_SECONDS = 2.0
 ELSEWHERE = "elsewhere"
 Watch = Callable[[str, str, int, int, list[float]], None]
@@ -31,12 +32,12 @@ Watch = Callable[[str, str, int, int, list[float]], None]
 def compare(
     plan: Plan,
     *,
-    reference: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     join: bool = False,
     jobs: int = 1,
     at_once: int | None = None,
+    announce: Callable[[], None] = lambda: None,
     watch: Watch = lambda *_: None,
 ) -> dict[str, Any]:
     """Train all runs of a plan and return what became of them, as comparison.json holds it.
@@ -47,13 +48,13 @@ def compare(
 
     Args:
         plan: what to train.
-        reference: the label that the others are compared with; the first unless given.
         resume: go on with the comparison in the plan's folder; variants, seeds and rates may be added.
         overwrite: replace the comparison that is there.
         join: help another process, on this machine or on one that sees the folder, which began this comparison: each
             takes what no other has, and what a killed one leaves.
         jobs: processes side by side.
         at_once: most lanes of a process; None for what fits the memory.
+        announce: is called once nothing is at fault, before the first run.
         watch: is told label, phase, step, steps and the best selection metrics of what is trained.
 
     Raises:
@@ -61,9 +62,6 @@ def compare(
     """
     if jobs < 1 or (at_once is not None and at_once < 1):
         raise RecipeError(f"jobs={jobs}, at_once={at_once}: expected numbers from 1 up.")
-    known = [variant.label for variant in plan.variants]
-    if reference is not None and reference not in known:
-        raise RecipeError(f"--reference {reference!r}: expected one of {', '.join(map(repr, known))}.")
     if not join:
         check_study(plan.output, resume, overwrite, PLAN)
     elif not (plan.output / PLAN).is_file():
@@ -73,6 +71,7 @@ def compare(
             check_study(plan.output, resume, overwrite, PLAN)
         if resume or join:
             _check_same(plan)
+        announce()
         if join:
             _check_joined(plan)
         else:
@@ -85,7 +84,7 @@ def compare(
         # A run that is stopped may change the choice of a rate.
         while waiting := _open_jobs(plan, at_once, require_rates(plan, _metrics(plan))):
             _run_free(waiting, jobs, watch)
-        result = summarise(plan, _metrics(plan), plan.variants[0].label if reference is None else reference)
+        result = summarise(plan, _metrics(plan))
         folder.write_json(plan.output / RESULT, result)
         return result
 
@@ -99,7 +98,7 @@ def read_comparison(output: Path) -> dict[str, Any]:
     if not (output / RESULT).is_file():
         state = "a comparison that is not finished" if (output / PLAN).is_file() else "no comparison"
         raise CheckpointError(f"{output} holds {state}. {AGAIN}")
-    return folder.read_object(output / RESULT, ("metric", "methods", "reference", "notes", "rates", "seeds"), AGAIN)
+    return folder.read_object(output / RESULT, KEYS, AGAIN)
 
 
 def _check_same(plan: Plan) -> None:

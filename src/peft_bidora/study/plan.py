@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,9 @@ from peft_bidora.recipe.lane_settings import LONGEST, Setting, folder_name
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.schema import Recipe
+from peft_bidora.study.labels import overrides_of
 
-OUTSIDE_BRACKETS = r"(?![^\[{]*[\]}])"
-# Of one method alone these would make its runs others than the reference's: other rows, or no pair.
-SHARED = {
-    *("output", "seed", "method", "model", "task", "select_by"),
-    *(f"data.{key}" for key in ("train", "test", "test_fraction", "selection", "selection_fraction", "group")),
-}
+NUMBER = re.compile(r"\d[\d,.]*")
 RATES = ("retrain.learning_rate", "search.learning_rate", "search.upper_learning_rate")
 
 
@@ -45,7 +41,8 @@ class Plan:
 
     Args:
         output: its folder.
-        variants: the first is the reference unless another is named.
+        variants: the methods.
+        reference: the label of the one that the others are compared with.
         rates: factors on the recipe's learning rates; each variant gets the one that is best on selection rows.
         seeds: of the runs.
         folds: of cross-validation; None where the recipe gives the test rows.
@@ -57,6 +54,7 @@ class Plan:
 
     output: Path
     variants: tuple[Variant, ...]
+    reference: str
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     folds: int | None
@@ -90,6 +88,7 @@ def make_plan(
     rates: Sequence[float] = (1.0,),
     folds: int | None = None,
     tuning_seeds: int | None = None,
+    reference: str | None = None,
 ) -> Plan:
     """Return the runs of a comparison, their recipes checked against model and data.
 
@@ -101,22 +100,27 @@ def make_plan(
         rates: factors on the learning rates of both phases and both levels.
         folds: of cross-validation, repeated for each seed; None where the recipe gives the test rows.
         tuning_seeds: of the seeds, the first so many choose the rate; None for all.
+        reference: the label that the others are compared with; None for the first.
 
     Raises:
         BiDoRAError: all faults of all runs, one sentence each.
     """
     shared, faults = load_recipe(path, overrides), Faults()
     if seeds < 1:
-        raise RecipeError(f"--seeds {seeds}: expected a number from 1 up.")
+        faults.add(RecipeError(f"--seeds {seeds}: expected a number from 1 up."))
     if tuning_seeds is not None and not 1 <= tuning_seeds <= seeds:
-        raise RecipeError(f"--tuning-seeds {tuning_seeds}: expected a number from 1 to --seeds, {seeds}.")
+        faults.add(RecipeError(f"--tuning-seeds {tuning_seeds}: expected a number from 1 to --seeds, {seeds}."))
     if folds is not None and tuning_seeds is not None:
-        raise RecipeError("--tuning-seeds and --folds: each fold chooses by its own selection rows. Leave one out.")
+        faults.add(
+            RecipeError("--tuning-seeds and --folds: each fold chooses by its own selection rows. Leave one out.")
+        )
+    if reference is not None and reference not in methods:
+        faults.add(RecipeError(f"--reference {reference!r}: expected one of {', '.join(map(repr, methods))}."))
     _check_numbers(shared, methods, rates, faults)
     tuning = seeds if tuning_seeds is None or len(rates) == 1 else tuning_seeds
     variants = []
     for label in methods:
-        own = _overrides(label, faults)
+        own = overrides_of(label, faults)
         if own is None:
             continue
         base = faults.check(load_recipe, path, [*overrides, *own])
@@ -130,6 +134,8 @@ def make_plan(
                     name = ",".join(f"{key}={value}" for key, value in values.items())
                     chosen = [f"{key}={value_at(base, key) * rate:.6g}" for key in RATES] + [f"seed={seed}"]
                     chosen += [f"data.folds={folds}", f"data.fold={fold}"] if folds else []
+                    if base.data.test_fraction and base.data.test_seed is None:  # all are scored on the same rows
+                        chosen.append(f"data.test_seed={shared.seed}")
                     chosen.append(f"output={shared.output / folder_name(label) / name}")
                     recipe = faults.check(load_recipe, path, [*overrides, *own, *chosen])
                     if recipe is not None:
@@ -153,8 +159,28 @@ def make_plan(
     task, numbers = first.rows.task, tuple(range(shared.seed, shared.seed + seeds))
     metric = first.recipe.select_by or task.metrics[0]
     lower = metric in task.lower_is_better
-    notes = tuple(dict.fromkeys(note for run in prepared if run for note in run.rows.notes))
-    return Plan(shared.output, tuple(variants), tuple(rates), numbers, folds, tuning, metric, lower, notes)
+    notes = _notes_of(run for run in prepared if run)
+    return Plan(
+        output=shared.output,
+        variants=tuple(variants),
+        reference=methods[0] if reference is None else reference,
+        rates=tuple(rates),
+        seeds=numbers,
+        folds=folds,
+        tuning_seeds=tuning,
+        metric=metric,
+        lower_is_better=lower,
+        notes=notes,
+    )
+
+
+def _notes_of(prepared: Iterable[Prepared]) -> tuple[str, ...]:
+    """Return the notes of all runs; of those that differ in their numbers alone, seed by seed, the first."""
+    notes: dict[str, str] = {}
+    for run in prepared:
+        for note in run.rows.notes:
+            notes.setdefault(NUMBER.sub("#", note), note)
+    return tuple(notes.values())
 
 
 def _check_same_rows(setting: Setting, run: Prepared, first: Prepared) -> None:
@@ -172,38 +198,6 @@ def _check_same_rows(setting: Setting, run: Prepared, first: Prepared) -> None:
         )
 
 
-def labels(text: str) -> list[str]:
-    """Return the labels of a list with commas between; those within brackets part nothing."""
-    return [label.strip() for label in re.split(rf",{OUTSIDE_BRACKETS}", text)]
-
-
-def factors(text: str) -> list[float]:
-    """Return the numbers of a list with commas between.
-
-    Raises:
-        RecipeError: a part is no number.
-    """
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise RecipeError(f"--rates {text!r}: expected factors with commas between, such as 0.4,1,2.5.") from None
-
-
-def _overrides(label: str, faults: Faults) -> list[str] | None:
-    """Return the `key=value` of a label."""
-    method, *own = re.split(rf"\s+{OUTSIDE_BRACKETS}", label.strip())
-    if "=" in method:
-        faults.add(RecipeError(f"--methods {label!r}: expected a method first, such as: bidora search.lower_steps=2."))
-        return None
-    for override in own:
-        if override.partition("=")[0] in SHARED or override.startswith("data.fold"):
-            faults.add(
-                RecipeError(f"--methods {label!r}: {override} is of all methods. Leave it out, or set it for all.")
-            )
-            return None
-    return [f"method={method}", *own]
-
-
 def _check_numbers(shared: Recipe, methods: Sequence[str], rates: Sequence[float], faults: Faults) -> None:
     if not methods or not all(methods):
         faults.add(RecipeError("--methods is empty, or has an empty part; expected a list such as lora,dora,bidora."))
@@ -215,13 +209,6 @@ def _check_numbers(shared: Recipe, methods: Sequence[str], rates: Sequence[float
             faults.add(RecipeError(f"--methods: {label!r} stands twice. Leave one out."))
     if not rates or not all(0 < rate < math.inf for rate in rates) or len({f"{r:g}" for r in rates}) < len(rates):
         faults.add(RecipeError(f"--rates {rates}: expected different factors above 0, such as 0.4,1,2.5."))
-    if shared.data.test_fraction:
-        faults.add(
-            RecipeError(
-                "data.test_fraction gives each seed other test rows, which overlap: differences over seeds would look"
-                " surer than they are. Name a file as data.test, or set it to 0 and give --folds."
-            )
-        )
     if shared.push_to_hub is not None:
         faults.add(RecipeError("push_to_hub is of a single run. Leave it out, and push the run that is chosen."))
     if shared.report_to not in ([], ["none"]):

@@ -18,7 +18,7 @@ ENOUGH = 10  # pairs: of ten normal ones the interval holds the truth in 90 of 1
 Metrics = Mapping[tuple[str, str], dict[str, Any] | None]
 
 
-def summarise(plan: Plan, metrics: Metrics, reference: str) -> dict[str, Any]:
+def summarise(plan: Plan, metrics: Metrics) -> dict[str, Any]:
     """Return a comparison as JSON.
 
     A variant's rate is that of the best mean selection metric over the seeds that choose; a rate with a run that was
@@ -29,11 +29,11 @@ def summarise(plan: Plan, metrics: Metrics, reference: str) -> dict[str, Any]:
     Args:
         plan: what was trained.
         metrics: what came of it.
-        reference: the label that the others are compared with.
 
     Raises:
         NonFiniteError: every rate of a variant had a run that was stopped.
     """
+    reference = plan.reference
     require_rates(plan, metrics)
     methods = [_method(plan, variant, metrics) for variant in plan.variants]
     values = {method["label"]: method["values"] for method in methods}
@@ -182,6 +182,10 @@ def _notes(plan: Plan) -> list[str]:
     notes = []
     if plan.tuning_seeds < len(plan.seeds):
         notes.append(f"The rates were chosen by the selection rows of {plan.tuning_seeds} of {len(plan.seeds)} seeds.")
+    if plan.folds is not None and len(plan.rates) > 1:
+        notes.append(
+            "Over folds each run has the rate that its own selection rows chose; the one told is what most have."
+        )
     if plan.folds is None and least_p(len(plan.seeds)) > 0.05 / max(1, len(plan.variants) - 1):
         least = least_p(len(plan.seeds)) * max(1, len(plan.variants) - 1)
         notes.append(
