@@ -32,6 +32,13 @@ app.command()(cli_study.tune)
 app.command()(cli_study.report)
 
 
+@app.callback()
+def common(context: typer.Context) -> None:
+    """Let several processes train, and nothing else: all would write the same files."""
+    if context.invoked_subcommand != "train":
+        require_one_process(str(context.invoked_subcommand))
+
+
 @app.command()
 def train(
     recipe: RecipePath,

@@ -14,7 +14,6 @@ from peft_bidora.cli_options import (
     RecipePath,
     announce,
     interruptible,
-    require_one_process,
 )
 from peft_bidora.display import print_json
 from peft_bidora.display_study import (
@@ -78,7 +77,6 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare methods over seeds or folds, each at its best learning rate; write tables and a report."""
-    require_one_process("compare")
     if resume and overwrite:
         raise RecipeError("--resume goes on with a comparison and --overwrite deletes it; expected one of them.")
     if join and (resume or overwrite):
@@ -124,7 +122,6 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Try learning rates, rank, K and upper fraction on the selection rows; write the best recipe."""
-    require_one_process("tune")
     if resume and overwrite:
         raise RecipeError("--resume goes on with trials and --overwrite deletes them; expected one of them.")
     quiet_libraries()

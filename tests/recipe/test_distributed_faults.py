@@ -71,12 +71,16 @@ def test_run_that_is_broken_in_each_phase_and_resumed_is_the_unbroken_one_bit_fo
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("command", [["train", "--lanes", "seed=0..1"], ["compare"], ["tune"]])
+COMMANDS = ("compare", "tune", "check", "init", "evaluate", "predict", "merge", "report")
+
+
+@pytest.mark.parametrize("command", [["train", "--lanes", "seed=0..1"], *([name] for name in COMMANDS)])
 def test_commands_of_one_process_are_refused_where_several_were_started(
     command: list[str], make_recipe: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("sys.argv", ["peft-bidora", command[0], str(make_recipe()), *command[1:]])
+    needed = {"predict": ["rows.jsonl"], "merge": ["-o", "merged"]}.get(command[0], [])
+    monkeypatch.setattr("sys.argv", ["peft-bidora", command[0], str(make_recipe()), *needed, *command[1:]])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
