@@ -3,13 +3,12 @@
 python benchmarks/page.py
 """
 
-import json
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks/results"
+from beyond_page import processes, small_memory
+from tables import RESULTS, ROOT, load, table
+
 CASES = {
     "lora": "PEFT's LoRA",
     "dora-peft": "PEFT's DoRA",
@@ -37,8 +36,10 @@ def main() -> None:
         INTRODUCTION,
         *steps(),
         *memory(),
+        *small_memory(),
         *runs(),
         *lanes(),
+        *processes(),
         *agreement(),
         *growth(),
         *fidelity(),
@@ -229,11 +230,6 @@ def fidelity() -> list[str]:
     ]
 
 
-def load(path: Path) -> Any:
-    """Return what a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def misses() -> str:
     """Return what was aimed at and not reached, by how much, and where the time or the memory goes."""
     steps, coarse = (load(RESULTS / f"step-{name}.json")["cases"] for name in ("cpu", "cpu-bfloat16"))
@@ -288,12 +284,6 @@ def shape(settings: dict[str, Any]) -> str:
         f" rank {settings['rank']}, {settings['precision']}, {settings['device_name']}"
         f"{', compiled' if settings.get('compile') else ''}"
     )
-
-
-def table(names: list[str], rows: list[list[Any]]) -> str:
-    """Return a table in Markdown."""
-    lines = [names, ["---"] * len(names), *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from defaults import table as defaults_table
 from grid import cells
 from grid import table as grid_table
 from methods import table as methods_table
-from page import RESULTS, ROOT, load, table
+from tables import RESULTS, ROOT, load, table
 
 INTRODUCTION = """\
 # Results
