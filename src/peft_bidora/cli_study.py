@@ -119,18 +119,22 @@ def tune(
     trials: Annotated[int, typer.Option(help="In all, those before a kill among them.", min=1)] = 30,
     resume: Annotated[bool, typer.Option(help="Go on with the trials in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the trials in the output folder.")] = False,
+    join: Annotated[
+        bool, typer.Option(help="Help the process, on any machine, that began them in that folder.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Try learning rates, rank, K and upper fraction on the selection rows; write the best recipe."""
     if resume and overwrite:
         raise RecipeError("--resume goes on with trials and --overwrite deletes them; expected one of them.")
+    if join and (resume or overwrite):
+        raise RecipeError("--join helps with trials that are under way; expected no --resume or --overwrite.")
     quiet_libraries()
     from peft_bidora.study.tune import tune as tune_recipe
 
     with interruptible():
-        result = tune_recipe(
-            recipe, overrides or (), trials=trials, resume=resume, overwrite=overwrite, watch=tell_trial
-        )
+        options = {"resume": resume, "overwrite": overwrite, "join": join}
+        result = tune_recipe(recipe, overrides or (), trials=trials, **options, watch=tell_trial)
     if as_json:
         print_json(result)
     else:

@@ -22,12 +22,13 @@ SOURCE = Path(__file__).parents[2] / "src"
 TIMEOUT = 240
 
 
-def worker(recipe: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "peft_bidora", "compare", str(recipe), "--methods", "lora,dora,bidora"]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+COMPARE = ("compare", "--methods", "lora,dora,bidora", "--seeds", "2", "--rates", "1")
+
+
+def worker(recipe: Path, *options: str, command: tuple[str, ...] = COMPARE) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*command, "--seeds", "2", "--rates", "1", "--json", *options],
-        env=environment,
+        [sys.executable, "-m", "peft_bidora", command[0], str(recipe), *command[1:], "--json", *options],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -63,6 +64,28 @@ def test_worker_takes_what_no_other_has_and_what_a_killed_one_leaves(make_recipe
     assert [method["values"] for method in found["methods"]] == [method["values"] for method in expected["methods"]]
     assert (shared / "lora/rate=1,seed=1/metrics.json").stat().st_mtime_ns == kept
     assert json.loads((shared / "comparison.json").read_text()) == found
+
+
+def test_trials_are_divided_among_workers_and_a_killed_one_loses_its_own(make_recipe: Make, tmp_path: Path) -> None:
+    recipe = make_recipe(search__steps=30, retrain__steps=60, eval_steps=30, save_steps=30)
+    command, log = ("tune", "--trials", "8"), tmp_path / "run/optuna-trials.log"
+    first = worker(recipe, command=command)
+    wait_for(lambda: log.is_file() and bool(log.read_bytes()), first)
+    second = worker(recipe, "--join", command=command)
+    try:
+        wait_for(lambda: (tmp_path / "run/.trial-under-way-1/run").is_dir(), first, second)
+        wait_for(lambda: (tmp_path / "run/.trial-under-way-0/run").is_dir(), first, second)
+        first.send_signal(signal.SIGKILL)
+        found = json.loads(second.communicate(timeout=TIMEOUT)[0])
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    states = [trial["state"] for trial in found["trials"]]
+    assert states.count("fail") <= 1
+    assert len(states) - states.count("fail") == 8
+    assert not list((tmp_path / "run").glob(".trial-under-way-*"))
+    assert json.loads((tmp_path / "run/tune.json").read_text()) == found
 
 
 def test_comparison_is_joined_as_it_was_begun(make_recipe: Make, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ Reference: Akiba et al. (optuna), arXiv:1907.10902; its sampler by default is th
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from transformers import TrainerCallback
@@ -21,11 +23,12 @@ from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.run import make_trainer
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.recipe.study_folder import check_study
+from peft_bidora.study.trials import TRIALS, claim, open_study, optuna_library, sweep, working
 
-TRIALS, RESULT, BEST, WORK = "optuna-trials.log", "tune.json", "best.yaml", ".trial-under-way"
+RESULT, BEST, RUN = "tune.json", "best.yaml", "run"
+POLL_SECONDS = 1.0
 LOWER_STEPS = (1, 2, 4, 8)
 FACTOR = 10.0  # how far a learning rate may go from the recipe's, either way
-WATCHED = 5  # trials before any is given up early
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def tune(
     trials: int,
     resume: bool = False,
     overwrite: bool = False,
+    join: bool = False,
     watch: Callable[[Tried], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Try settings near a recipe's, and write the recipe of the best as best.yaml.
@@ -67,44 +71,36 @@ def tune(
         trials: in all, those before a kill among them.
         resume: go on with the trials that are there.
         overwrite: replace them.
+        join: help another process, on this machine or on one that sees the folder, with the trials that it began.
         watch: is told each trial at its end.
 
     Raises:
         BiDoRAError: the recipe or its data are at fault, optuna is missing, or no trial came to an end.
     """
-    optuna = _optuna()
+    optuna_library()
     recipe = load_recipe(path, overrides)
     prepared = prepare(recipe)
     if not len(prepared.rows.parts["selection"]) or not recipe.select_best:
         raise RecipeError("tune chooses on selection rows. Set data.selection_fraction, and select_best=true.")
     output = recipe.output
-    check_study(output, resume, overwrite, TRIALS)
-    with held(output), disk_faults(output):
+    if not join:
         check_study(output, resume, overwrite, TRIALS)
-        if not resume:
-            (output / TRIALS).unlink(missing_ok=True)
-        for name in (RESULT, BEST, f"{TRIALS}.lock"):  # the last is left by a kill; `held` keeps others out
-            (output / name).unlink(missing_ok=True)
-        storage, names = _storage(output)
-        identity = _identity(prepared)
-        if any(name != identity for name in names):
-            raise CheckpointError(
-                f"The trials in {output} are of another recipe or other rows. Put them back, or use --overwrite."
-            )
-        study = optuna.create_study(
-            storage=storage,
-            study_name=identity,
-            load_if_exists=True,
-            direction=_direction(prepared),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=WATCHED),
-        )
-        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # which a kill has ended
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-        while (begun := len(study.get_trials(states=ended))) < trials:
-            study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + begun)
-            watch(_try(study, path, overrides, output))
-        shutil.rmtree(output / WORK, ignore_errors=True)
+    elif not (output / TRIALS).is_file():
+        raise CheckpointError(f"{output} holds no trials to join. Begin them by this command without --join.")
+    with nullcontext() if join else held(output), disk_faults(output):
+        if not join:
+            check_study(output, resume, overwrite, TRIALS)
+            _begin(output, resume)
+        study = open_study(output, _identity(prepared), _direction(prepared))
+        with working(output) as worker:
+            over = False
+            while not over:
+                trial, over = claim(study, worker, trials, recipe.seed)
+                if trial is not None:
+                    watch(_try(study, trial, path, overrides, worker / RUN))
+                elif not over:
+                    sleep(POLL_SECONDS)  # others are still at theirs
+        sweep(output)
         return _conclude(study, path, overrides, output, prepared)
 
 
@@ -148,17 +144,31 @@ class _Judge(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
         self.best = value if self.best is None else self._better(self.best, value)
         self._trial.report(self.best, state.global_step)
         if self._trial.should_prune():
-            raise _optuna().TrialPruned
+            raise optuna_library().TrialPruned
 
 
-def _try(study: Any, path: Path, overrides: Sequence[str], output: Path) -> Tried:
-    optuna = _optuna()
-    trial = study.ask()
+def _begin(output: Path, resume: bool) -> None:
+    """Remove what was concluded before, and the trials too unless they go on."""
+    for name in (RESULT, BEST, *(() if resume else (TRIALS,))):
+        (output / name).unlink(missing_ok=True)
+    (output / TRIALS).touch()  # first of all, by which the folder is known
+
+
+def _try(study: Any, trial: Any, path: Path, overrides: Sequence[str], output: Path) -> Tried:
+    """Train a trial in a folder, which is removed again, and tell the study what came of it."""
+    try:
+        return _tried(study, trial, path, overrides, output)
+    finally:
+        shutil.rmtree(output, ignore_errors=True)
+
+
+def _tried(study: Any, trial: Any, path: Path, overrides: Sequence[str], output: Path) -> Tried:
+    optuna = optuna_library()
     drawn = draw(trial, load_recipe(path, overrides))
     trial.set_user_attr("overrides", drawn)
-    shutil.rmtree(output / WORK, ignore_errors=True)
+    shutil.rmtree(output, ignore_errors=True)  # of a trial that was killed
     try:
-        prepared = prepare(load_recipe(path, [*overrides, *drawn, f"output={output / WORK}"]))
+        prepared = prepare(load_recipe(path, [*overrides, *drawn, f"output={output}"]))
     except BiDoRAError as error:  # such as an upper fraction that leaves a class out
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         return Tried(trial.number, tuple(drawn), None, "failed", str(error))
@@ -183,7 +193,7 @@ def _try(study: Any, path: Path, overrides: Sequence[str], output: Path) -> Trie
 
 
 def _conclude(study: Any, path: Path, overrides: Sequence[str], output: Path, prepared: Prepared) -> dict[str, Any]:
-    optuna = _optuna()
+    optuna = optuna_library()
     if not study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
         raise BiDoRAError(
             f"No trial in {output} came to an end. See why above; lower the recipe's learning rates, or add rows."
@@ -224,27 +234,3 @@ def _identity(prepared: Prepared) -> str:
     recipe = prepared.recipe.model_copy(update={"output": Path()})
     told = [dump_recipe(recipe), *sorted(prepared.rows.split_hashes().values())]
     return sha256("".join(told).encode()).hexdigest()[:16]
-
-
-def _storage(output: Path) -> tuple[Any, list[str]]:
-    """Return optuna's journal of the trials, and the names of the studies in it."""
-    storages = _optuna().storages
-    path = output / TRIALS
-    if path.is_file() and not (written := path.read_bytes()).endswith(b"\n"):  # a record that a kill has cut
-        path.write_bytes(written[: written.rfind(b"\n") + 1])
-    try:
-        storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
-        return storage, [study.study_name for study in storage.get_all_studies()]
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}). Put it back from a copy, or start anew with --overwrite."
-        ) from None
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise BiDoRAError("tune needs optuna, which is not installed: pip install 'peft-bidora[tune]'.") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna

@@ -1,0 +1,86 @@
+"""Who has which trial: no more are begun than there should be, and what a kill leaves is failed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+
+from peft_bidora.errors import CheckpointError
+from peft_bidora.recipe.output import held
+from peft_bidora.study.trials import claim, open_study, sweep, working
+from peft_bidora.study.tune import tune
+
+Make = Callable[..., Path]
+RUNNING, FAIL, COMPLETE = (optuna.trial.TrialState[name] for name in ("RUNNING", "FAIL", "COMPLETE"))
+
+
+def states(study: optuna.Study) -> list[optuna.trial.TrialState]:
+    return [trial.state for trial in study.get_trials()]
+
+
+def test_trials_under_way_count_so_that_no_more_are_begun(tmp_path: Path) -> None:
+    study = open_study(tmp_path, "mine", "maximize")
+    with working(tmp_path) as one, working(tmp_path) as two:
+        assert [path.name for path in (one, two)] == [".trial-under-way-0", ".trial-under-way-1"]
+        first, _ = claim(study, one, 2, 0)
+        second, _ = claim(study, two, 2, 0)
+        with working(tmp_path) as three:
+            assert claim(study, three, 2, 0) == (None, False)
+        study.tell(first, 0.5)
+        assert claim(study, one, 2, 0) == (None, False)  # the other is still at its own
+        study.tell(second, 0.5)
+        assert claim(study, one, 2, 0) == (None, True)
+    assert not list(tmp_path.glob(".trial-under-way-*"))
+
+
+def test_trial_whose_process_is_gone_is_failed_and_another_begun(tmp_path: Path) -> None:
+    study = open_study(tmp_path, "mine", "maximize")
+    with working(tmp_path) as gone:
+        claim(study, gone, 1, 0)
+        (gone / "run").mkdir()
+        with working(tmp_path) as other:
+            assert claim(study, other, 1, 0) == (None, False)
+    with working(tmp_path / "elsewhere") as _, held(tmp_path / ".trial-under-way-7"):
+        trial, _ = claim(study, tmp_path / ".trial-under-way-7", 1, 0)
+    assert trial.number == 1
+    assert states(study) == [FAIL, RUNNING]
+    assert (gone / "run").is_dir()
+    sweep(tmp_path)
+    assert not list(tmp_path.glob(".trial-under-way-*"))
+
+
+def test_trial_left_by_a_killed_process_of_the_same_folder_is_failed(tmp_path: Path) -> None:
+    study = open_study(tmp_path, "mine", "maximize")
+    with working(tmp_path) as mine:
+        claim(study, mine, 3, 0)
+        claim(study, mine, 3, 0)
+    assert states(study) == [FAIL, RUNNING]
+
+
+def test_processes_draw_other_settings_and_a_resumed_one_the_same(tmp_path: Path) -> None:
+    def drawn(folder: Path, name: str, fail_first: bool) -> float:
+        study = open_study(tmp_path / folder, "mine", "maximize")
+        worker = tmp_path / folder / f".trial-under-way-{name}"
+        with held(worker):
+            if fail_first:
+                claim(study, worker, 3, 4)
+            trial, _ = claim(study, worker, 3, 4)
+            return float(trial.suggest_float("x", 0, 1))
+
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    first = drawn(Path("a"), "0", False)
+    assert first == drawn(Path("b"), "0", True)  # what a kill has ended moves no draw
+    assert first != drawn(Path("c"), "1", False)
+
+
+def test_trials_are_joined_where_they_were_begun(make_recipe: Make) -> None:
+    recipe = make_recipe()
+    with pytest.raises(CheckpointError, match=r"holds no trials to join\. Begin them by this command without --join"):
+        tune(recipe, [], trials=1, join=True)
+    result = tune(recipe, [], trials=1)
+    assert tune(recipe, [], trials=1, join=True) == result
+    assert len(tune(recipe, [], trials=2, join=True)["trials"]) == 2
+    with pytest.raises(CheckpointError, match="are of another recipe"):
+        tune(recipe, ["retrain.steps=6"], trials=3, join=True)
