@@ -54,6 +54,7 @@ def saved_bytes(recipe: Recipe, kind: TaskKind, source: str) -> float:
     if packed is None:
         return 0.0
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     config = load_config(source)
     model = skeleton(config, kind.auto_class(config))
@@ -61,7 +62,8 @@ def saved_bytes(recipe: Recipe, kind: TaskKind, source: str) -> float:
     linear = sum(
         module.weight.numel()
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not f"{name}.".startswith(tuple(f"{each}." for each in kept))
+        if isinstance(module, torch.nn.Linear | Conv1D)
+        and not f"{name}.".startswith(tuple(f"{each}." for each in kept))
     )
     return linear * (4 - (1 if recipe.quantization == "8bit" else 1 / 2 + 4 / NF4_BLOCK))
 
