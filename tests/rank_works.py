@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from polynomial import Polynomial, flat, replayed
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModelForSequenceClassification,
@@ -47,6 +49,7 @@ from peft_bidora.tasks.sequence_classification import SequenceClassification
 from peft_bidora.tasks.token_classification import TokenClassification
 from peft_bidora.training import bilevel_mixin, ranks
 from peft_bidora.training.arguments import BiDoRAArguments
+from peft_bidora.training.sharding import shard_base
 from peft_bidora.training.trainer import BiDoRATrainer
 from peft_bidora.training.upper_batches import UpperBatches
 
@@ -140,11 +143,18 @@ def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def make_trainer(
-    output: Path, kind: str = "rows", dropout: float = 0.0, dtype: torch.dtype = torch.float64, **changes: Any
+    output: Path,
+    kind: str = "rows",
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+    sharded: bool = False,
+    **changes: Any,
 ) -> Any:
     data = {name: rows(kind, count, seed) for seed, (name, count) in enumerate(COUNTS.items())}
     args = BiDoRAArguments(str(output), **{**OPTIONS, **changes})
     model = adapted(kind, dropout, dtype)
+    if sharded:
+        shard_base(model)
     return BiDoRATrainer(model, args, data_collator=collate, compute_loss_func=LOSSES[kind], **data)
 
 
@@ -169,7 +179,7 @@ def logged(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in entry.items() if not any(t in name for t in left_out)} for entry in history]
 
 
-def train_with_dropout(output: Path) -> dict[str, Any]:
+def train_with_dropout(output: Path, sharded: bool = False) -> dict[str, Any]:
     """Search 50 steps with dropout; return what this rank read, and whether it replayed its masks.
 
     Returns:
@@ -178,7 +188,7 @@ def train_with_dropout(output: Path) -> dict[str, Any]:
         first pass of each phase; `reduced`, the passes whose gradients DistributedDataParallel reduces.
     """
     options = {"max_steps": 50, "retrain_max_steps": 4, "per_device_train_batch_size": 4, "eval_strategy": "no"}
-    trainer = make_trainer(output, "rows", 0.2, torch.float32, hypergradient="one-sided", **options)
+    trainer = make_trainer(output, "rows", 0.2, torch.float32, sharded, hypergradient="one-sided", **options)
     seen: dict[str, Any] = {"replayed": [], "lower": [], "upper": [], "retrain": [], "seeds": {}, "reduced": 0}
     step, training_step, next_batch = bilevel_mixin.upper_step, trainer.training_step, UpperBatches.next_batch
     losses: list[float] = []
@@ -216,6 +226,76 @@ def train_with_dropout(output: Path) -> dict[str, Any]:
     finally:
         bilevel_mixin.upper_step, UpperBatches.next_batch = step, next_batch
     return {**seen, "values": trained(trainer.model)}
+
+
+class Holding(TrainerCallback):
+    """Note what this rank holds of the frozen weights, and which layers are whole while the second is run."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.held, self.whole = model, list[dict[str, int]](), set[tuple[bool, bool]]()
+        first, second = (layer.attention.self.query for layer in model.get_base_model().bert.encoder.layer)
+        second.register_forward_pre_hook(lambda *_: self.whole.add((_is_whole(first), _is_whole(second))))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.held.append(held_frozen(self.model))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.held.append(held_frozen(self.model))
+
+
+def _is_whole(layer: Any) -> bool:
+    return not isinstance(layer.base_layer.weight, DTensor)
+
+
+def held_frozen(model: Any) -> dict[str, int]:
+    """Return how many numbers of each frozen weight this process holds."""
+    frozen = {name: each for name, each in model.named_parameters() if not each.requires_grad and "lora_" not in name}
+    return {name: (each.to_local() if isinstance(each, DTensor) else each).numel() for name, each in frozen.items()}
+
+
+def said(work: Any) -> tuple[str, Any]:
+    """Return the type of an error and what it says, or the value."""
+    try:
+        return "value", work()
+    except Exception as error:
+        return type(error).__name__, error.args
+
+
+def shard_all(output: Path) -> dict[str, Any]:
+    """Return what this rank holds while it trains over shards, what is sharded together, and what is refused."""
+    trainer = make_trainer(output, sharded=True, max_steps=2, retrain_max_steps=1, eval_steps=1)
+    holding = Holding(trainer.model)
+    trainer.add_callback(holding)
+    trainer.train()
+    holding.held.append(held_frozen(trainer.model))
+
+    def differing() -> None:
+        model = adapted()
+        with torch.no_grad():
+            model.get_base_model().bert.pooler.dense.bias[3] += ranks.rank()
+        shard_base(model)
+
+    def packed() -> None:
+        model = adapted()
+        layer = model.get_base_model().bert.pooler.dense
+        layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8), requires_grad=False)
+        shard_base(model)
+
+    bart = adapted("tokens")
+    shard_base(bart)
+    refused = {
+        "differing": differing,
+        "packed": packed,
+        "none frozen": lambda: shard_base(adapted().requires_grad_(True)),
+        "exact": lambda: make_trainer(output / "exact", sharded=True, hypergradient="exact"),
+    }
+    return {
+        "held": holding.held,
+        "whole": holding.whole,
+        "numbers": held_frozen(adapted()),
+        "groups": [name for name, module in bart.named_modules() if isinstance(module, FSDPModule)],
+        "refused": {name: said(work) for name, work in refused.items()},
+    }
 
 
 class Killed(Exception):
@@ -354,13 +434,6 @@ def agree(_folder: Path) -> dict[str, Any]:
 
     def fail(kind: type[Exception], *arguments: str) -> Any:
         raise kind(*arguments)
-
-    def said(work: Any) -> tuple[str, Any]:
-        """Return the type of an error and what it says, or the value."""
-        try:
-            return "value", work()
-        except Exception as error:
-            return type(error).__name__, error.args
 
     mine = f"of rank {rank}"
     return {
