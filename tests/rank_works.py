@@ -351,24 +351,26 @@ def save_slowly(output: Path) -> list[bool]:
     return whole
 
 
-def resume_all(output: Path, same: dict[Place, Any], cut: Any, resumed: Any) -> dict[str, Any]:
-    """Resume runs of as many ranks, kill one that others go on with, and go on with one of another.
+def resume_all(
+    output: Path, same: dict[Place, Any], place: Place, cut: dict[Path, Any], resumed: dict[Path, Any]
+) -> dict[str, Any]:
+    """Resume runs of as many ranks, kill some that others go on with, and go on with some of another.
 
     Args:
         output: of what is trained here alone.
         same: options of runs that are killed and resumed, by where they are killed.
-        cut: folder, place and options of the run that is killed here.
-        resumed: folder and options of the run that is gone on with here.
+        place: where those of `cut` are killed.
+        cut: options of runs that are killed here, by their folder.
+        resumed: options of runs that are gone on with here, by their folder.
     """
     found: dict[str, Any] = {"same": [], "whole": save_slowly(output / "slow")}
-    for number, (place, options) in enumerate(same.items()):
+    for number, (killed, options) in enumerate(same.items()):
         whole = train_from(output / f"whole-{number}", False, **options)
-        assert train_from(output / f"cut-{number}", False, place, **options) is None
+        assert train_from(output / f"cut-{number}", False, killed, **options) is None
         found["same"].append((whole, train_from(output / f"cut-{number}", True, **options)))
-    folder, place, options = cut
-    assert train_from(folder, False, place, **options) is None
-    folder, options = resumed
-    found["resumed"] = train_from(folder, True, **options)
+    for folder, options in cut.items():
+        assert train_from(folder, False, place, **options) is None
+    found["resumed"] = [train_from(folder, True, **options) for folder, options in resumed.items()]
     return found
 
 
