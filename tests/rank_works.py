@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from polynomial import Polynomial, flat, replayed
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModelForSequenceClassification,
@@ -228,76 +226,6 @@ def train_with_dropout(output: Path, sharded: bool = False) -> dict[str, Any]:
     return {**seen, "values": trained(trainer.model)}
 
 
-class Holding(TrainerCallback):
-    """Note what this rank holds of the frozen weights, and which layers are whole while the second is run."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.held, self.whole = model, list[dict[str, int]](), set[tuple[bool, bool]]()
-        first, second = (layer.attention.self.query for layer in model.get_base_model().bert.encoder.layer)
-        second.register_forward_pre_hook(lambda *_: self.whole.add((_is_whole(first), _is_whole(second))))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.held.append(held_frozen(self.model))
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.held.append(held_frozen(self.model))
-
-
-def _is_whole(layer: Any) -> bool:
-    return not isinstance(layer.base_layer.weight, DTensor)
-
-
-def held_frozen(model: Any) -> dict[str, int]:
-    """Return how many numbers of each frozen weight this process holds."""
-    frozen = {name: each for name, each in model.named_parameters() if not each.requires_grad and "lora_" not in name}
-    return {name: (each.to_local() if isinstance(each, DTensor) else each).numel() for name, each in frozen.items()}
-
-
-def said(work: Any) -> tuple[str, Any]:
-    """Return the type of an error and what it says, or the value."""
-    try:
-        return "value", work()
-    except Exception as error:
-        return type(error).__name__, error.args
-
-
-def shard_all(output: Path) -> dict[str, Any]:
-    """Return what this rank holds while it trains over shards, what is sharded together, and what is refused."""
-    trainer = make_trainer(output, sharded=True, max_steps=2, retrain_max_steps=1, eval_steps=1)
-    holding = Holding(trainer.model)
-    trainer.add_callback(holding)
-    trainer.train()
-    holding.held.append(held_frozen(trainer.model))
-
-    def differing() -> None:
-        model = adapted()
-        with torch.no_grad():
-            model.get_base_model().bert.pooler.dense.bias[3] += ranks.rank()
-        shard_base(model)
-
-    def packed() -> None:
-        model = adapted()
-        layer = model.get_base_model().bert.pooler.dense
-        layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8), requires_grad=False)
-        shard_base(model)
-
-    bart = adapted("tokens")
-    shard_base(bart)
-    refused = {
-        "differing": differing,
-        "packed": packed,
-        "none frozen": lambda: shard_base(adapted().requires_grad_(True)),
-        "exact": lambda: make_trainer(output / "exact", sharded=True, hypergradient="exact"),
-    }
-    return {
-        "held": holding.held,
-        "whole": holding.whole,
-        "numbers": held_frozen(adapted()),
-        "groups": [name for name, module in bart.named_modules() if isinstance(module, FSDPModule)],
-        "refused": {name: said(work) for name, work in refused.items()},
-    }
-
-
 class Killed(Exception):
     """Stands for a kill of all ranks at once: nothing of the trainer runs after it."""
 
@@ -427,6 +355,14 @@ class Unsendable(Exception):
 
     def __reduce__(self) -> Any:
         raise TypeError("not to be sent")
+
+
+def said(work: Any) -> tuple[str, Any]:
+    """Return the type of an error and what it says, or the value."""
+    try:
+        return "value", work()
+    except Exception as error:
+        return type(error).__name__, error.args
 
 
 def agree(_folder: Path) -> dict[str, Any]:
