@@ -84,6 +84,7 @@ def shard_all(output: Path) -> dict[str, Any]:
     half.evaluate()
 
     bart = adapted("tokens")
+    bart.get_base_model().scale = torch.nn.Parameter(torch.tensor(1.0), requires_grad=False)
     shard_base(bart)
     refused = {
         "differing": differing,

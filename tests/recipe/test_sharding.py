@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.torch_version import TorchVersion
 
 from peft_bidora import launched
 from peft_bidora.errors import RecipeError
@@ -75,6 +77,12 @@ def test_processes_divide_weights_where_they_are_told_to_and_are_several(make_re
         "FSDP_VERSION=1",
         "FSDP",
     ]
+
+
+def test_torch_that_divides_all_or_nothing_is_refused(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cpu"))
+    with pytest.raises(RecipeError, match=r"FSDP: expected torch 2\.7 or later, got 2\.6\.0\+cpu"):
+        divides_weights(load_recipe(make_recipe()), 2, LAUNCHED)
 
 
 def test_wish_to_divide_is_hidden_from_the_libraries_for_the_time_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from peft_bidora.errors import Faults, RecipeError
 from peft_bidora.recipe.checks import check_processes
 from peft_bidora.recipe.schema import Recipe
+from peft_bidora.training.sharding import require_torch
 
 # What each option has to be, and what to do where it is not. The rest say how shards are made, which is settled here.
 _EXPECTED = {
@@ -29,6 +30,7 @@ def divides_weights(recipe: Recipe, count: int, fsdp: Mapping[str, str] | None) 
     faults = Faults()
     faults.check(check_processes, recipe, count)
     if fsdp is not None and count > 1:
+        faults.check(require_torch)
         faults.check(check_fsdp, fsdp)
         faults.check(check_sharding, recipe)
     faults.raise_any()

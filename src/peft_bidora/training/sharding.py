@@ -19,6 +19,7 @@ from peft_bidora.bilevel.gradients import mean_over_ranks
 from peft_bidora.errors import ModelError, RecipeError
 from peft_bidora.training import ranks
 
+LEAST_TORCH = "2.7"  # whose fully_shard can leave parameters whole
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
 
 
@@ -32,16 +33,19 @@ def shard_base(model: PeftModel) -> None:
 
     Raises:
         ModelError: no weight is frozen, the weights are packed, or the ranks hold different ones.
+        RecipeError: torch is too old.
     """
     ranks.join()
     if ranks.count() == 1:
         return
+    require_torch()
     from accelerate import PartialState
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     named = dict(model.named_parameters())
-    kept = {parameter for name, parameter in named.items() if parameter.requires_grad or "lora_" in name}
+    # A single number has no rows to divide.
+    kept = {each for name, each in named.items() if each.requires_grad or "lora_" in name or each.ndim == 0}
     _require_shardable(named, kept)
     device = PartialState().device
     mesh = init_device_mesh(device.type, (ranks.count(),))
@@ -52,6 +56,15 @@ def shard_base(model: PeftModel) -> None:
             fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
     if hasattr(model, "generate"):  # which goes round the forward pass of a PEFT model
         register_fsdp_forward_method(model, "generate")
+
+
+def require_torch() -> None:
+    """Raise RecipeError if torch is too old to divide some of the parameters."""
+    if torch.__version__ < LEAST_TORCH:
+        raise RecipeError(
+            f"FSDP: expected torch {LEAST_TORCH} or later, got {torch.__version__}. Install a later one, or do not"
+            " shard the model."
+        )
 
 
 def refuse_fsdp(wanted: bool) -> None:
@@ -71,7 +84,7 @@ def settle(trainer: Any) -> None:
     """
     refuse_fsdp(trainer.is_fsdp_enabled)
     if is_sharded(trainer.model):
-        trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
+        trainer.accelerator.prepare_model(trainer.model, device_placement=False, evaluation_mode=True)
         trainer.model._is_accelerate_prepared = True
 
 
