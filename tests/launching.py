@@ -34,7 +34,7 @@ def run_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, count: in
 def start_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, count: int = 2, **named: Any) -> list[Any]:
     """Start the ranks and return their processes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rank_works", "rank_commands"])
+    context.set_forkserver_preload(["rank_works", "rank_commands", "shard_works"])
     found_by = os.pathsep.join(path for path in sys.path if path)
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
