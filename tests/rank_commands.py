@@ -22,19 +22,27 @@ Fault = tuple[str, str, int]  # "killed" or "full disk", the phase and the step
 SMALL = 3000  # bytes, less than the state of an optimiser
 
 
-def give(_folder: Path, commands: Sequence[Sequence[str]], fault: Fault | None = None) -> list[Said]:
+SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+
+
+def give(
+    _folder: Path, commands: Sequence[Sequence[str]], fault: Fault | None = None, *, sharded: bool = False
+) -> list[Said]:
     """Give commands one after another; return what this rank said and its exit codes.
 
     Args:
         commands: their arguments.
         fault: what happens: the second rank is killed in a step, or the disk is full for the first after it.
+        sharded: whether they are started as `accelerate launch --use_fsdp --fsdp_version 2` does.
     """
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "leave", ranks.wait)  # the next command needs the others
+        for name, value in SHARDS.items() if sharded else ():
+            patch.setenv(name, value)
         if fault is not None:
             make = run_module.make_trainer
-            patch.setattr(run_module, "make_trainer", lambda prepared: _with_callback(make(prepared), Break(*fault)))
+            patch.setattr(run_module, "make_trainer", lambda *given: _with_callback(make(*given), Break(*fault)))
         try:
             return [_give(arguments) for arguments in commands]
         finally:

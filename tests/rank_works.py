@@ -47,6 +47,7 @@ from peft_bidora.tasks.sequence_classification import SequenceClassification
 from peft_bidora.tasks.token_classification import TokenClassification
 from peft_bidora.training import bilevel_mixin, ranks
 from peft_bidora.training.arguments import BiDoRAArguments
+from peft_bidora.training.sharding import shard_base
 from peft_bidora.training.trainer import BiDoRATrainer
 from peft_bidora.training.upper_batches import UpperBatches
 
@@ -140,11 +141,18 @@ def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def make_trainer(
-    output: Path, kind: str = "rows", dropout: float = 0.0, dtype: torch.dtype = torch.float64, **changes: Any
+    output: Path,
+    kind: str = "rows",
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+    sharded: bool = False,
+    **changes: Any,
 ) -> Any:
     data = {name: rows(kind, count, seed) for seed, (name, count) in enumerate(COUNTS.items())}
     args = BiDoRAArguments(str(output), **{**OPTIONS, **changes})
     model = adapted(kind, dropout, dtype)
+    if sharded:
+        shard_base(model)
     return BiDoRATrainer(model, args, data_collator=collate, compute_loss_func=LOSSES[kind], **data)
 
 
@@ -169,7 +177,7 @@ def logged(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in entry.items() if not any(t in name for t in left_out)} for entry in history]
 
 
-def train_with_dropout(output: Path) -> dict[str, Any]:
+def train_with_dropout(output: Path, sharded: bool = False) -> dict[str, Any]:
     """Search 50 steps with dropout; return what this rank read, and whether it replayed its masks.
 
     Returns:
@@ -178,7 +186,7 @@ def train_with_dropout(output: Path) -> dict[str, Any]:
         first pass of each phase; `reduced`, the passes whose gradients DistributedDataParallel reduces.
     """
     options = {"max_steps": 50, "retrain_max_steps": 4, "per_device_train_batch_size": 4, "eval_strategy": "no"}
-    trainer = make_trainer(output, "rows", 0.2, torch.float32, hypergradient="one-sided", **options)
+    trainer = make_trainer(output, "rows", 0.2, torch.float32, sharded, hypergradient="one-sided", **options)
     seen: dict[str, Any] = {"replayed": [], "lower": [], "upper": [], "retrain": [], "seeds": {}, "reduced": 0}
     step, training_step, next_batch = bilevel_mixin.upper_step, trainer.training_step, UpperBatches.next_batch
     losses: list[float] = []
@@ -271,24 +279,26 @@ def save_slowly(output: Path) -> list[bool]:
     return whole
 
 
-def resume_all(output: Path, same: dict[Place, Any], cut: Any, resumed: Any) -> dict[str, Any]:
-    """Resume runs of as many ranks, kill one that others go on with, and go on with one of another.
+def resume_all(
+    output: Path, same: dict[Place, Any], place: Place, cut: dict[Path, Any], resumed: dict[Path, Any]
+) -> dict[str, Any]:
+    """Resume runs of as many ranks, kill some that others go on with, and go on with some of another.
 
     Args:
         output: of what is trained here alone.
         same: options of runs that are killed and resumed, by where they are killed.
-        cut: folder, place and options of the run that is killed here.
-        resumed: folder and options of the run that is gone on with here.
+        place: where those of `cut` are killed.
+        cut: options of runs that are killed here, by their folder.
+        resumed: options of runs that are gone on with here, by their folder.
     """
     found: dict[str, Any] = {"same": [], "whole": save_slowly(output / "slow")}
-    for number, (place, options) in enumerate(same.items()):
+    for number, (killed, options) in enumerate(same.items()):
         whole = train_from(output / f"whole-{number}", False, **options)
-        assert train_from(output / f"cut-{number}", False, place, **options) is None
+        assert train_from(output / f"cut-{number}", False, killed, **options) is None
         found["same"].append((whole, train_from(output / f"cut-{number}", True, **options)))
-    folder, place, options = cut
-    assert train_from(folder, False, place, **options) is None
-    folder, options = resumed
-    found["resumed"] = train_from(folder, True, **options)
+    for folder, options in cut.items():
+        assert train_from(folder, False, place, **options) is None
+    found["resumed"] = [train_from(folder, True, **options) for folder, options in resumed.items()]
     return found
 
 
@@ -347,6 +357,14 @@ class Unsendable(Exception):
         raise TypeError("not to be sent")
 
 
+def said(work: Any) -> tuple[str, Any]:
+    """Return the type of an error and what it says, or the value."""
+    try:
+        return "value", work()
+    except Exception as error:
+        return type(error).__name__, error.args
+
+
 def agree(_folder: Path) -> dict[str, Any]:
     """Return what this rank has of work of the first and of all."""
     torch.distributed.init_process_group("gloo")
@@ -354,13 +372,6 @@ def agree(_folder: Path) -> dict[str, Any]:
 
     def fail(kind: type[Exception], *arguments: str) -> Any:
         raise kind(*arguments)
-
-    def said(work: Any) -> tuple[str, Any]:
-        """Return the type of an error and what it says, or the value."""
-        try:
-            return "value", work()
-        except Exception as error:
-            return type(error).__name__, error.args
 
     mine = f"of rank {rank}"
     return {

@@ -13,6 +13,7 @@ _PUBLIC = {
     "BiDoRAArguments": "peft_bidora.training.arguments",
     "BiDoRATrainer": "peft_bidora.training.trainer",
     "BilevelMixin": "peft_bidora.training.bilevel_mixin",
+    "shard_base": "peft_bidora.training.sharding",
     "BiDoRAError": "peft_bidora.errors",
     "Recipe": "peft_bidora.recipe.schema",
     "load_recipe": "peft_bidora.recipe.load",

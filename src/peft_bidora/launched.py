@@ -1,6 +1,10 @@
 """What torchrun and accelerate tell a process that they start, by the environment; needs no torch."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FSDP = "ACCELERATE_USE_FSDP"
 
 
 def count() -> int:
@@ -11,3 +15,25 @@ def count() -> int:
 def is_first() -> bool:
     """Return whether this is the process that speaks for all."""
     return count() == 1 or int(os.environ.get("RANK") or 0) == 0
+
+
+def wants_fsdp() -> bool:
+    """Return whether accelerate and transformers would divide the weights of a model."""
+    return os.environ.get(FSDP, "").lower() in ("1", "true", "yes", "on")
+
+
+@contextmanager
+def fsdp() -> Iterator[dict[str, str] | None]:
+    """Give the `FSDP_` options by which weights are to be divided, None where they are not.
+
+    For the time of the block accelerate and transformers do not see the wish: they would divide what is trained too,
+    and load the weights on the first process alone.
+    """
+    if not wants_fsdp():
+        yield None
+        return
+    asked = os.environ.pop(FSDP)
+    try:
+        yield {name: value for name, value in os.environ.items() if name.startswith("FSDP_")}
+    finally:
+        os.environ[FSDP] = asked

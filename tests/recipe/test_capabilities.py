@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from peft_bidora.errors import BiDoRAError
-from peft_bidora.recipe.capabilities import CHANGES, LANES, PROCESSES, capabilities
+from peft_bidora.recipe.capabilities import CHANGES, LANES, PROCESSES, SHARDS, capabilities
 from peft_bidora.recipe.lane_settings import load_settings
 from peft_bidora.recipe.lanes import run_lanes
 from peft_bidora.recipe.load import load_recipe
@@ -61,4 +61,7 @@ def test_what_is_said_of_lanes_is_so(method: str, make_recipe: Make, tmp_path: P
 def test_packed_weights_do_not_go_with_what_a_recipe_has_already(make_recipe: Make) -> None:
     found = capabilities(prepare(load_recipe(make_recipe(search__hypergradient="exact", search__batch_size=3))))
     assert "cannot be differentiated twice" in str(found["quantization=8bit"])
-    assert "search.batch_size=3: expected a multiple of the 2 processes" in str(found[PROCESSES])
+    for key in (PROCESSES, SHARDS):
+        assert "search.batch_size=3: expected a multiple of the 2 processes" in str(found[key])
+    assert "search.hypergradient=exact differentiates twice, and FSDP lets" in str(found[SHARDS])
+    assert capabilities(prepare(load_recipe(make_recipe())))[SHARDS] is None  # test_distributed_run.py trains such

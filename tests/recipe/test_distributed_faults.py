@@ -24,9 +24,9 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-def broken(folder: Path, command: list[str], fault: rank_commands.Fault) -> tuple[str, str | None]:
+def broken(folder: Path, command: list[str], fault: rank_commands.Fault, **named: bool) -> tuple[str, str | None]:
     """Return what the two ranks of a run wrote on standard error, None for one that was killed."""
-    first, second = start_ranks(rank_commands.give, folder, [command], fault)
+    first, second = start_ranks(rank_commands.give, folder, [command], fault, **named)
     second.join()
     started = time.monotonic()
     first.join(A_MINUTE)
@@ -66,6 +66,23 @@ def test_run_that_is_broken_in_each_phase_and_resumed_is_the_unbroken_one_bit_fo
     assert second is None
 
     for said in run_ranks(rank_commands.give, tmp_path / "resumed", [resumed]):
+        assert said[0][0] == 0, said
+    expected, found = adapter(tmp_path / "whole"), adapter(cut)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_sharded_run_that_loses_a_process_and_is_resumed_is_the_unbroken_one_bit_for_bit(make_recipe: Make, tmp_path):
+    recipe = str(make_recipe(search__steps=6, retrain__steps=3))
+    cut, full = tmp_path / "cut", ["train", recipe, f"output={tmp_path / 'full'}", "method=full"]
+    whole, command = ["train", recipe, f"output={tmp_path / 'whole'}"], ["train", recipe, f"output={cut}"]
+    first, second = run_ranks(rank_commands.give, tmp_path / "ranks", [full, whole], sharded=True)
+    assert [said[0] for said in (*first, *second)] == [2, 0, 2, 0]
+    assert "error: FSDP divides the weights that are frozen, and method=full trains them all." in first[0][2]
+
+    said, _ = broken(tmp_path / "killed", command, ("killed", "search", 5), sharded=True)
+    assert f"error: The run in {cut} stopped: another of its processes ended" in said
+    resumed = [*command, "--resume"]
+    for said in run_ranks(rank_commands.give, tmp_path / "resumed", [resumed], sharded=True):
         assert said[0][0] == 0, said
     expected, found = adapter(tmp_path / "whole"), adapter(cut)
     assert all(torch.equal(found[name], value) for name, value in expected.items())

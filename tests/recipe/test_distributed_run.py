@@ -71,15 +71,23 @@ def recipes(make_recipe, model_folder: Path, make_language_model, make_tokenizer
     return made
 
 
-def test_two_processes_write_the_run_of_one(recipes: dict[str, Path], tmp_path: Path) -> None:
-    commands = [["train", str(path), f"output={tmp_path / 'two' / name}"] for name, path in recipes.items()]
-    first, second = run_ranks(rank_commands.give, tmp_path / "ranks", commands)
-    for (name, path), said, silent in zip(recipes.items(), first, second, strict=True):
+@pytest.mark.parametrize(("sharded", "names"), [(False, list(RUNS)), (True, ["classes", "texts", "lora"])])
+def test_two_processes_write_the_run_of_one(
+    sharded: bool, names: list[str], recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    # Checkpoints save memory beside shards, and change no value.
+    saving = ["activation_checkpointing=true"] if sharded else []
+    commands = [["train", str(recipes[name]), f"output={tmp_path / 'two' / name}", *saving] for name in names]
+    first, second = run_ranks(rank_commands.give, tmp_path / "ranks", commands, sharded=sharded)
+    for name, said, silent in zip(names, first, second, strict=True):
+        path = recipes[name]
         assert said[0] == 0, said
         assert "Load it without this package" in said[1]
         assert silent == (0, "", "")
         run(load_recipe(path))
         assert_same_run(*(tmp_path / which / name for which in ("one", "two")))
+        manifest = json.loads((tmp_path / "two" / name / "manifest.json").read_text())
+        assert (manifest["processes"], manifest["sharded"]) == (2, sharded)
 
 
 def assert_same_run(one: Path, two: Path) -> None:
@@ -93,10 +101,16 @@ def assert_same_run(one: Path, two: Path) -> None:
     same = ("kept", "rows", "trainable_parameters", "notes")
     assert {name: found[name] for name in same} == {name: whole[name] for name in same}
     (weights,) = (path.relative_to(one) for path in one.glob("[am]*/*model.safetensors"))
+    if weights.parent.name == "adapter":
+        whole, found = (json.loads((folder / "adapter" / "adapter_config.json").read_text()) for folder in (one, two))
+        assert {**found, "target_modules": sorted(found["target_modules"])} == {
+            **whole,
+            "target_modules": sorted(whole["target_modules"]),  # a set, in any order
+        }
     expected, trained = (load_file(folder / weights) for folder in (one, two))
+    assert expected.keys() == trained.keys()
     for name, value in expected.items():
         # float32 sums in another order, which Adam's first steps along a gradient near zero make larger.
         assert (trained[name] - value).abs().max() < 1e-4, (two, name)
-    assert json.loads((two / "manifest.json").read_text())["processes"] == 2
     # The command makes a model card too.
     assert {path.name for path in two.iterdir()} - {"report.html"} == {path.name for path in one.iterdir()}

@@ -22,63 +22,80 @@ HALVES = {
 }
 
 
+# With sharded base weights all but the exact estimator, and every architecture.
+SHARDED = ["finite-difference", "one-sided", "first-order", "pbgd-free", "adam", "tokens", "shifted tokens"]
+WAYS = {"whole": list(SCENARIOS), "sharded": SHARDED}
+each_run = pytest.mark.parametrize(("way", "name"), [(way, name) for way, names in WAYS.items() for name in names])
+each_way = pytest.mark.parametrize("way", WAYS)
+Found = dict[str, list[dict[str, Any]]]  # of each way what each rank found
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return rank_works.train_all(tmp_path_factory.mktemp("one"), WHOLE)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_ranks(rank_works.train_all, tmp_path_factory.mktemp("two"), HALVES)
+def two(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    scenarios = {
+        way: {name: {**HALVES[name], "sharded": way == "sharded"} for name in names} for way, names in WAYS.items()
+    }
+    return {way: run_ranks(rank_works.train_all, tmp_path_factory.mktemp(way), scenarios[way]) for way in WAYS}
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_two_processes_on_half_batches_equal_one_on_whole_batches(name, one, two) -> None:
-    for found in two:
+@each_run
+def test_two_processes_on_half_batches_equal_one_on_whole_batches(way, name, one, two) -> None:
+    for found in two[way]:
         for parameter, value in one[name]["values"].items():
             # float64 sums in another order, through the steps of Adam; transformers takes gpt2's loss in float32.
             tolerance = 1e-4 if name == "shifted tokens" else 1e-10
             torch.testing.assert_close(found[name]["values"][parameter], value, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_ranks_hold_the_same_bits(name, two) -> None:
-    first, second = (found[name]["values"] for found in two)
+@each_run
+def test_ranks_hold_the_same_bits(way, name, two) -> None:
+    first, second = (found[name]["values"] for found in two[way])
     assert all(torch.equal(second[parameter], value) for parameter, value in first.items())
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_each_rank_logs_what_one_process_logs(name, one, two) -> None:
-    for found in two:
+@each_run
+def test_each_rank_logs_what_one_process_logs(way, name, one, two) -> None:
+    for found in two[way]:
         for expected, entry in zip(one[name]["logs"], found[name]["logs"], strict=True):
             # A training log adds float32 losses up.
             assert entry == pytest.approx(expected, rel=1e-4 if name == "shifted tokens" else 1e-5)
 
 
 @pytest.fixture(scope="module")
-def dropped(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_ranks(rank_works.train_with_dropout, tmp_path_factory.mktemp("dropped"))
+def dropped(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return {
+        way: run_ranks(rank_works.train_with_dropout, tmp_path_factory.mktemp(f"dropped-{way}"), way == "sharded")
+        for way in WAYS
+    }
 
 
-def test_ranks_hold_the_same_bits_after_a_search_with_dropout(dropped) -> None:
-    first, second = (found["values"] for found in dropped)
+@each_way
+def test_ranks_hold_the_same_bits_after_a_search_with_dropout(way, dropped) -> None:
+    first, second = (found["values"] for found in dropped[way])
     assert all(torch.equal(second[parameter], value) for parameter, value in first.items())
 
 
-def test_dropout_is_paired_within_a_rank_and_differs_between_them(dropped) -> None:
-    assert all(found["replayed"] == [[True, True]] * 25 for found in dropped)  # at each second of 50 steps
-    first, second = (found["seeds"] for found in dropped)
+@each_way
+def test_dropout_is_paired_within_a_rank_and_differs_between_them(way, dropped) -> None:
+    assert all(found["replayed"] == [[True, True]] * 25 for found in dropped[way])  # at each second of 50 steps
+    first, second = (found["seeds"] for found in dropped[way])
     assert len({*first.values(), *second.values()}) == 4  # two ranks, two phases
 
 
 def test_passes_of_the_upper_step_go_round_the_wrapper(dropped) -> None:
-    for found in dropped:
+    for found in dropped["whole"]:
         assert found["reduced"] == len(found["lower"]) + len(found["retrain"])
 
 
+@each_way
 @pytest.mark.parametrize(("level", "seeds"), [("lower", [0]), ("upper", [1]), ("retrain", [0, 1])])
-def test_ranks_read_disjoint_rows_of_their_level_each_once_an_epoch(level, seeds, dropped) -> None:
-    first, second = (found[level] for found in dropped)
+def test_ranks_read_disjoint_rows_of_their_level_each_once_an_epoch(way, level, seeds, dropped) -> None:
+    first, second = (found[level] for found in dropped[way])
     names = list(rank_works.COUNTS)
     expected = {
         tuple(row["input_ids"])

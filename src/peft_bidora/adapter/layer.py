@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from peft_bidora.adapter.kept import forget, kept
 from peft_bidora.adapter.packed import is_int8, unpacked_int8
 from peft_bidora.adapter.scaled_sum import add_low_rank, folded, outside_autocast, projected, scaled_sum, shift_of
+from peft_bidora.adapter.shards import is_sharded, whole
 from peft_bidora.adapter.weight import row_norm
 
 _PREDICTION, _BASE_NORM = "prediction_constants", "base_row_norm_squared"  # what a layer keeps
@@ -122,7 +123,7 @@ def _predict(module: Any, adapter: str, x: Tensor, result: Tensor) -> Tensor:
         shift = shift_of(scale, None if bias is None else bias.to(dtype))
         return scale, shift, lora_a.to(dtype), folded(lora_b.to(dtype), scale, scaling)
 
-    tensors = [lora_a, lora_b, magnitude, module.get_base_layer().weight, *([] if bias is None else [bias])]
+    tensors = [lora_a, lora_b, magnitude, *_base_tensors(module)]
     with outside_autocast(result):
         scale, shift, lora_a, folded_b = kept(module, _PREDICTION, tensors, (adapter, scaling, dtype), constants)
         result = result.contiguous()  # never written into: a hook of the base layer may keep it
@@ -154,16 +155,16 @@ def base_row_norm_squared(module: Any) -> Tensor:
         matrix = base_weight(module)
         return matrix.to(torch.promote_types(matrix.dtype, torch.float32)).square().sum(dim=1)
 
-    return kept(module, _BASE_NORM, [module.get_base_layer().weight], None, squared)
+    return kept(module, _BASE_NORM, _base_tensors(module)[:1], None, squared)
 
 
 def base_weight(module: Any) -> Tensor:
     """Return W0 as (out, in), whatever way round the layer stores it."""
     base_layer = module.get_base_layer()
-    weight: Tensor = base_layer.weight
+    weight: Tensor = whole(base_layer.weight)
     if is_int8(weight):
         weight = unpacked_int8(base_layer)
-    elif type(weight) is not nn.Parameter or not weight.is_floating_point():
+    elif not is_sharded(base_layer) and (type(weight) is not nn.Parameter or not weight.is_floating_point()):
         weight = dequantize_module_weight(base_layer)
     weight = weight.detach()
     return weight.T if module.fan_in_fan_out else weight
@@ -248,6 +249,13 @@ def _has_small_scale(module: Any, adapter: str) -> Tensor:
     magnitude: Tensor = module.lora_magnitude_vector[adapter].weight
     length = direction_norm(module, factors_of(module, adapter), in_graph=False)
     return ((magnitude.abs() < SMALLEST * length) | (magnitude == 0)).any()
+
+
+def _base_tensors(module: Any) -> list[Tensor]:
+    """Return W0 and its bias, by which what is kept is found stale; none where they come and go, and never change."""
+    base_layer = module.get_base_layer()
+    found = (base_layer.weight, getattr(base_layer, "bias", None))
+    return [] if is_sharded(base_layer) else [each for each in found if each is not None]
 
 
 @contextmanager

@@ -15,6 +15,11 @@ def is_int8(weight: Tensor) -> bool:
     return type(weight).__name__ == "Int8Params"
 
 
+def is_packed(weight: Tensor) -> bool:
+    """Return whether a weight is packed into 8 or 4 bits."""
+    return is_int8(weight) or not weight.is_floating_point()
+
+
 def unpacked_int8(base_layer: Any) -> Tensor:
     """Return W0, (out, in), of a layer of 8 bits.
 

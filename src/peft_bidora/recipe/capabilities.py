@@ -8,9 +8,11 @@ from peft_bidora.recipe.checks import check_processes
 from peft_bidora.recipe.loading import check_loading
 from peft_bidora.recipe.prepare import Prepared
 from peft_bidora.recipe.schema import Recipe
+from peft_bidora.recipe.sharding import divides_weights
 from peft_bidora.tasks.base_model import load_config
 
 EXACT, PROCESSES, LANES = "search.hypergradient=exact", "torchrun, two processes", "--lanes, compare side by side"
+SHARDS = "--use_fsdp --fsdp_version 2, two processes"
 CHANGES: dict[str, dict[str, Any]] = {
     "precision=bfloat16": {"precision": "bfloat16"},
     "quantization=8bit": {"quantization": "8bit"},
@@ -33,6 +35,7 @@ def capabilities(prepared: Prepared) -> dict[str, str | None]:
     if recipe.method != "bidora":
         found[EXACT] = f"method={recipe.method} has no search."
     found[PROCESSES] = _reason(check_processes, recipe, 2)
+    found[SHARDS] = _reason(divides_weights, recipe, 2, {"FSDP_VERSION": "2"})
     found[LANES] = "method=full trains the base model, which lanes share." if recipe.method == "full" else None
     return found
 
@@ -45,7 +48,7 @@ def _changed(recipe: Recipe, change: dict[str, Any]) -> Recipe:
     return recipe.model_copy(update=parts)
 
 
-def _reason(check: Callable[..., None], *arguments: Any) -> str | None:
+def _reason(check: Callable[..., Any], *arguments: Any) -> str | None:
     try:
         check(*arguments)
     except BiDoRAError as error:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from peft_bidora.adapter.export import save_adapter
+from peft_bidora.adapter.shards import is_sharded
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.loading import packing
 from peft_bidora.recipe.memory import peak_memory_bytes
@@ -108,7 +109,8 @@ def _score(
         "model": prepared.source,
         "loading_lines": loading_lines(prepared),
     }
-    ran = {"device": str(trainer.args.device), "processes": ranks.count(), "seconds": told["seconds"]}
+    processes = {"processes": ranks.count(), "sharded": is_sharded(trainer.model)}
+    ran = {"device": str(trainer.args.device), **processes, "seconds": told["seconds"]}
     folder.write_json(output / folder.MANIFEST, {**manifest, **ran})
     folder.write_json(output / folder.METRICS, metrics)
     return metrics

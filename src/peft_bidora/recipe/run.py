@@ -8,20 +8,22 @@ from typing import Any
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 
+from peft_bidora import launched
 from peft_bidora.adapter.attach import attach_adapter, head_modules
 from peft_bidora.data.examples import Examples
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, ProgressLines, Stopwatch
-from peft_bidora.recipe.checks import check_processes
 from peft_bidora.recipe.finish import finish
 from peft_bidora.recipe.loading import loading_options
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
 from peft_bidora.recipe.output import disk_faults, held, lost_processes
 from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.schema import Recipe
+from peft_bidora.recipe.sharding import divides_weights
 from peft_bidora.tasks.logits import first_output
 from peft_bidora.training import ranks
 from peft_bidora.training.exact_trainer import ExactTrainer
+from peft_bidora.training.sharding import shard_base
 from peft_bidora.training.trainer import BiDoRATrainer
 
 logger = logging.getLogger(__name__)
@@ -53,8 +55,8 @@ def run(
         BiDoRAError: anything in recipe, data or model, before weights are loaded.
         ProcessError: another process of the run ended.
     """
-    ranks.join()
-    with ExitStack() as stack, lost_processes(recipe.output):
+    with launched.fsdp() as options, ExitStack() as stack, lost_processes(recipe.output):
+        ranks.join()
 
         def claim() -> None:
             folder.check_output(recipe.output, resume=resume, overwrite=overwrite)
@@ -62,11 +64,13 @@ def run(
             folder.check_output(recipe.output, resume=resume, overwrite=overwrite)  # another may have been quicker
 
         ranks.on_first(claim)
-        return _run(recipe, resume, announce if ranks.rank() == 0 else lambda _: None)
+        return _run(recipe, resume, announce if ranks.rank() == 0 else lambda _: None, options)
 
 
-def _run(recipe: Recipe, resume: bool, announce: Callable[[str], None]) -> dict[str, Any]:
-    check_processes(recipe, ranks.count())
+def _run(recipe: Recipe, resume: bool, announce: Callable[[str], None], fsdp: dict[str, str] | None) -> dict[str, Any]:
+    sharded = divides_weights(recipe, ranks.count(), fsdp)
+    if fsdp is not None and not sharded:
+        announce("FSDP is asked for and one process was started, which holds the whole weights.")
     prepared = ranks.together(lambda: prepare(recipe))
     manifest = ranks.on_first(lambda: folder.check_same_run(prepared.recipe, prepared.rows)) if resume else None
     for note in prepared.rows.notes:
@@ -76,7 +80,10 @@ def _run(recipe: Recipe, resume: bool, announce: Callable[[str], None]) -> dict[
         announce("The run is finished already.")
         cure = "Remove it: --resume then scores the run again"
         return ranks.on_first(lambda: folder.read_object(metrics_path, METRIC_KEYS, cure))
-    trainer = ranks.together(lambda: make_trainer(prepared))
+    model = ranks.together(lambda: load_model(prepared))
+    if sharded:
+        shard_base(model)
+    trainer = ranks.together(lambda: make_trainer(prepared, model))
     with disk_faults(recipe.output, "--overwrite"):
         manifest = manifest or ranks.on_first(lambda: folder.begin(prepared))
     with disk_faults(recipe.output):
@@ -88,8 +95,8 @@ def _run(recipe: Recipe, resume: bool, announce: Callable[[str], None]) -> dict[
         return finish(prepared, trainer, manifest, stopwatch.seconds(), _history(trainer), kept)
 
 
-def make_trainer(prepared: Prepared) -> ExactTrainer:
-    """Return the Trainer of a run, its weights loaded and its adapter attached.
+def load_model(prepared: Prepared) -> Any:
+    """Return the model of a run, its adapter attached.
 
     Raises:
         BiDoRAError: the weights cannot be loaded or adapted.
@@ -102,11 +109,29 @@ def make_trainer(prepared: Prepared) -> ExactTrainer:
         # Its name before transformers 5.20 or so.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    if recipe.method != "full":
-        use_dora = recipe.method != "lora"
-        model = attach_adapter(
-            model, adapter_options(recipe), use_dora=use_dora, task_type=task.peft_type, head=head_modules(model)
-        )
+    if recipe.method == "full":
+        return model
+    return attach_adapter(
+        model,
+        adapter_options(recipe),
+        use_dora=recipe.method != "lora",
+        task_type=task.peft_type,
+        head=head_modules(model),
+    )
+
+
+def make_trainer(prepared: Prepared, model: Any = None) -> ExactTrainer:
+    """Return the Trainer of a run.
+
+    Args:
+        prepared: the run.
+        model: as `load_model` returns it; None to load it.
+
+    Raises:
+        BiDoRAError: as `load_model`.
+    """
+    recipe, task = prepared.recipe, prepared.rows.task
+    model = load_model(prepared) if model is None else model
     parts = {name: _dataset(prepared, part) for name, part in prepared.rows.parts.items() if name != "test"}
     selection = parts["selection"]
     shared: dict[str, Any] = {

@@ -149,7 +149,7 @@ class BiDoRAArguments(TrainingArguments):
                 ("deepspeed", "it steps inside backward(): start it with torchrun, without it.", bool(self.deepspeed)),
                 (
                     "fsdp",
-                    "its shards have no gradient of their own: start it with torchrun, without it.",
+                    "it shards what is trained too: leave it out, and call peft_bidora.shard_base(model).",
                     bool(self.fsdp),
                 ),
             )

@@ -28,7 +28,7 @@ from peft_bidora.training import ranks
 from peft_bidora.training.arguments import XI_OF_ADAM, BiDoRAArguments, estimator_for
 from peft_bidora.training.exact_trainer import ExactTrainer
 from peft_bidora.training.rank_loader import used_columns
-from peft_bidora.training.requirements import refuse_reentrant_checkpoints, require_eager_attention, sized
+from peft_bidora.training.requirements import refuse_reentrant_checkpoints, require_second_derivatives, sized
 from peft_bidora.training.upper_batches import Batch, UpperBatches
 from peft_bidora.training.upper_level import UpperLevel, estimator_of
 
@@ -79,7 +79,7 @@ class BilevelMixin(_AnyTrainer):
                 " them, 80 to 20, say."
             )
         if self.args.hypergradient == "exact":
-            require_eager_attention(self.model)
+            require_second_derivatives(self.model)
         use_closed_form(self.model)
         self.upper_dataset = upper_dataset
         self.levels: Levels = split_levels(self.model)

@@ -10,13 +10,16 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
+from peft_bidora import launched
 from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.adapter.layer import forget_constants
+from peft_bidora.adapter.shards import is_sharded
 from peft_bidora.bilevel.randomness import preserved_random_state
 from peft_bidora.errors import NonFiniteError, RecipeError
 from peft_bidora.training import ranks
 from peft_bidora.training.checkpoint import last_whole_checkpoint, read_state
 from peft_bidora.training.rank_loader import evaluation_loader, training_loader
+from peft_bidora.training.sharding import reduce_gradients, refuse_fsdp, settle
 
 # These losses ignore num_items_in_batch although their models accept it, so that Trainer would not divide them.
 _MEANS_OF_LABELS = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification")
@@ -37,6 +40,7 @@ class ExactTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        refuse_fsdp(launched.wants_fsdp())
         super().__init__(*args, **kwargs)
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         smoothed = self.label_smoother is not None  # which divides by num_items_in_batch itself
@@ -55,6 +59,7 @@ class ExactTrainer(Trainer):
                 " batch are weighed by their labels. Leave it out."
             )
         self._evaluated: list[Tensor] | None = None  # of each batch the sum of the loss and the tokens
+        settle(self)
 
     def compute_loss(
         self,
@@ -81,6 +86,13 @@ class ExactTrainer(Trainer):
             total = loss.detach() * (items if num_items_in_batch is None else num_items_in_batch / count)
             self._evaluated.append(torch.stack([total, items.to(total)]))
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run one pass as Trainer does; with the last of a step the ranks of a sharded model reduce its gradients."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if is_sharded(self.model) and self.accelerator.sync_gradients:
+            reduce_gradients(self.optimizer)
+        return loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return Trainer's loader; on several processes, that of this rank's part of each batch."""

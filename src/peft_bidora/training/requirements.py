@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from peft_bidora.adapter.shards import is_sharded
 from peft_bidora.errors import ModelError
 
 
@@ -17,13 +18,18 @@ def sized(name: str, rows: Any) -> Any:
     return rows
 
 
-def require_eager_attention(model: nn.Module) -> None:
-    """Raise ModelError for a model whose attention cannot be differentiated twice."""
+def require_second_derivatives(model: nn.Module) -> None:
+    """Raise ModelError for a model that cannot be differentiated twice, by its attention or since it is sharded."""
     implementation = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
     if implementation != "eager":
         raise ModelError(
             f"hypergradient=exact differentiates twice, which the attention {implementation!r} does not support."
             ' Load the model with attn_implementation="eager", or use finite-difference.'
+        )
+    if is_sharded(model):
+        raise ModelError(
+            "hypergradient=exact differentiates twice, and a sharded model lets its weights go after the first time."
+            " Use finite-difference, or do not shard it."
         )
 
 
