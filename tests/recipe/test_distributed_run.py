@@ -38,6 +38,7 @@ RUNS: dict[str, tuple[Callable[[Row], Row], Row]] = {
     "texts": (written, {"task": "text-generation", "generation": {"max_new_tokens": 3}}),
     "lora": (dict, {"method": "lora", "classification": {"class_weights": {"pos": 3.0}}}),
     "full": (dict, {"method": "full"}),
+    "packed": (dict, {"quantization": "4bit", "retrain": {"steps": 2, "batch_size": 4}}),
 }
 
 
