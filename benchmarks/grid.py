@@ -142,11 +142,9 @@ def table(found: list[dict[str, Any]]) -> str:
     lines = ["| set | rows | metric | " + " | ".join(labels) + " |", "| --- " * (3 + len(labels)) + "|"]
     for one in found:
         settings = one["settings"]
-        by_label = {each["label"]: each for each in one["methods"]}
-        one["values"] = {label: [100 * value for value in by_label[label]["values"]] for label in labels}
-        scores = [f"{mean(one['values'][label]):.1f} ± {stdev(one['values'][label]):.1f}" for label in labels]
+        scores = [f"{mean(points(one, label)):.1f} ± {stdev(points(one, label)):.1f}" for label in labels]
         lines.append("| " + " | ".join([settings["set"], str(settings["rows"]), settings["metric"], *scores]) + " |")
-    means = [mean(mean(one["values"][label]) for one in found) for label in labels]
+    means = [mean(mean(points(one, label)) for one in found) for label in labels]
     lines.append("| mean | | | " + " | ".join(f"{value:.1f}" for value in means) + " |")
     lines += [
         "",
@@ -155,9 +153,7 @@ def table(found: list[dict[str, Any]]) -> str:
     ]
     rows = []
     for label, other in DIFFERENCES:
-        pairs = [pair for one in found for pair in zip(one["values"][label], one["values"][other], strict=True)]
-        by_cell = [(mean(one["values"][label]), mean(one["values"][other])) for one in found]
-        all_runs, of_cells = (paired_seeds(*map(list, zip(*each, strict=True))) for each in (pairs, by_cell))
+        all_runs, of_cells, by_cell = compared(found, label, other)
         rows.append((f"{label} − {other}", all_runs, of_cells, f"{sum(a > b for a, b in by_cell)} of {len(by_cell)}"))
     corrected = [holm([1.0 if row[at].p is None else row[at].p for row in rows]) for at in (1, 2)]
     for (name, all_runs, of_cells, won), p, p_of_cells in zip(rows, *corrected, strict=True):
@@ -165,6 +161,38 @@ def table(found: list[dict[str, Any]]) -> str:
     for one in failed:
         lines += ["", f"{one['settings']['set']} with {one['settings']['rows']} rows is left out: {one['failed']}"]
     return "\n".join(lines)
+
+
+def compared(found: list[dict[str, Any]], label: str, other: str) -> tuple[Any, Any, list[tuple[float, float]]]:
+    """Return a difference over all runs, over cells, and the two means of each cell."""
+    pairs = [pair for one in found for pair in zip(points(one, label), points(one, other), strict=True)]
+    by_cell = [(mean(points(one, label)), mean(points(one, other))) for one in found]
+    all_runs, of_cells = (paired_seeds(*map(list, zip(*each, strict=True))) for each in (pairs, by_cell))
+    return all_runs, of_cells, by_cell
+
+
+def points(one: dict[str, Any], label: str) -> list[float]:
+    """Return the metric of each seed of a cell, times 100."""
+    method = next(each for each in one["methods"] if each["label"] == label)
+    return [100 * value for value in method["values"]]
+
+
+def reading(found: list[dict[str, Any]]) -> str:
+    """Return in words what BiDoRA is worth against the others, and against LoRA in the same time."""
+    found = [one for one in found if one["methods"]]
+    (lora, *_), (dora, *_), (twice, _, by_cell) = (compared(found, "bidora", each) for each in (LORA, "dora", TWICE))
+    ahead = sum(a > b for a, b in by_cell)
+    verdict = (
+        "so that nothing shows that BiDoRA is worth more than the steps of its search"
+        if twice.low <= 0 <= twice.high
+        else f"so that BiDoRA is {'better' if twice.low > 0 else 'worse'} than as long a LoRA run"
+    )
+    return (
+        f"With the same steps of the last phase BiDoRA is {dora.difference:+.1f} points from DoRA and"
+        f" {lora.difference:+.1f} from LoRA. Its search comes on top of these, and the last phase goes on from it: against"
+        f" LoRA given about the same time it stands at {twice.difference:+.1f} points ({twice.low:+.1f} –"
+        f" {twice.high:+.1f}), ahead in {ahead} of {len(by_cell)} cells, {verdict}."
+    )
 
 
 def told(pair: Any) -> str:

@@ -5,6 +5,7 @@ python benchmarks/results_page.py
 
 from defaults import table as defaults_table
 from grid import cells
+from grid import reading as grid_reading
 from grid import table as grid_table
 from methods import table as methods_table
 from tables import RESULTS, ROOT, load, table
@@ -39,6 +40,8 @@ def grid() -> list[str]:
         " and are no independent samples: the test over cells is the one to go by.",
         "",
         grid_table(found),
+        "",
+        grid_reading(found),
         "",
     ]
 
