@@ -189,8 +189,8 @@ def reading(found: list[dict[str, Any]]) -> str:
     )
     return (
         f"With the same steps of the last phase BiDoRA is {dora.difference:+.1f} points from DoRA and"
-        f" {lora.difference:+.1f} from LoRA. Its search comes on top of these, and the last phase goes on from it: against"
-        f" LoRA given about the same time it stands at {twice.difference:+.1f} points ({twice.low:+.1f} –"
+        f" {lora.difference:+.1f} from LoRA. Its search comes on top of these, and the last phase goes on from it:"
+        f" against LoRA given about the same time it stands at {twice.difference:+.1f} points ({twice.low:+.1f} –"
         f" {twice.high:+.1f}), ahead in {ahead} of {len(by_cell)} cells, {verdict}."
     )
 
