@@ -37,6 +37,7 @@ def common(context: typer.Context) -> None:
     """Let several processes train, and nothing else: all would write the same files."""
     if context.invoked_subcommand != "train":
         require_one_process(str(context.invoked_subcommand))
+        context.with_resource(launched.fsdp())  # which is of several
 
 
 @app.command()
@@ -59,9 +60,9 @@ def train(
         raise RecipeError("--resume goes on with a run and --overwrite deletes it; expected one of them.")
     if lanes:
         require_one_process("--lanes")
-        cli_study.train_lanes(
-            recipe, overrides or (), lanes, as_json, resume=resume, overwrite=overwrite, at_once=at_once
-        )
+        options = {"resume": resume, "overwrite": overwrite, "at_once": at_once}
+        with launched.fsdp():
+            cli_study.train_lanes(recipe, overrides or (), lanes, as_json, **options)
         return
     if at_once is not None:
         raise RecipeError("--at-once is of lanes; expected --lanes beside it.")
@@ -233,7 +234,7 @@ def main() -> None:
         app()
     except BiDoRAError as error:
         # All processes of a run have one error and one of them tells it, unless they lost each other.
-        faults = list(error.faults) if launched.is_first() or isinstance(error, ProcessError) else []
+        faults = list(error.faults) if isinstance(error, ProcessError) or _speaks() else []
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         faults = [f"{where}{error.strerror or error}. Correct the path, its permissions or the disk."]
@@ -242,6 +243,13 @@ def main() -> None:
     for fault in faults:
         typer.echo(f"error: {fault}", err=True)
     sys.exit(2)
+
+
+def _speaks() -> bool:
+    try:
+        return launched.is_first()
+    except RecipeError:  # whose message this is
+        return True
 
 
 if __name__ == "__main__":

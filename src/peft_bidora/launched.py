@@ -4,17 +4,30 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from peft_bidora.errors import RecipeError
+
 FSDP = "ACCELERATE_USE_FSDP"
 
 
 def count() -> int:
-    """Return how many processes were started for this run; they may not have met yet."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    """Return how many processes were started for this run; they may not have met yet.
+
+    Raises:
+        RecipeError: the environment has no number for it.
+    """
+    return _number("WORLD_SIZE", 1)
 
 
 def is_first() -> bool:
     """Return whether this is the process that speaks for all."""
-    return count() == 1 or int(os.environ.get("RANK") or 0) == 0
+    return count() == 1 or _number("RANK", 0) == 0
+
+
+def _number(name: str, default: int) -> int:
+    said = os.environ.get(name) or str(default)
+    if not said.isdecimal():
+        raise RecipeError(f"{name}={said} in the environment: expected a whole number, as torchrun sets it. Unset it.")
+    return int(said)
 
 
 def wants_fsdp() -> bool:

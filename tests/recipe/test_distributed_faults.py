@@ -88,6 +88,29 @@ def test_sharded_run_that_loses_a_process_and_is_resumed_is_the_unbroken_one_bit
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+def test_number_of_processes_that_is_none_is_told(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    monkeypatch.setattr("sys.argv", ["peft-bidora", "check", str(make_recipe())])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "error: WORLD_SIZE=abc in the environment: expected a whole number" in capsys.readouterr().err
+
+
+def test_commands_of_one_process_take_no_notice_of_fsdp(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for command in (["check", "--time"], ["train", "--lanes", "seed=0..1"]):
+        monkeypatch.setattr("sys.argv", ["peft-bidora", command[0], str(make_recipe()), *command[1:]])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        assert "shard_base" not in capsys.readouterr().err
+
+
 COMMANDS = ("compare", "tune", "check", "init", "evaluate", "predict", "merge", "report")
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from peft_bidora.errors import CheckpointError
+from peft_bidora.errors import CheckpointError, InUseError
+from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.output import held
-from peft_bidora.study.trials import claim, open_study, sweep, working
+from peft_bidora.study.trials import TRIALS, claim, open_study, sweep, working
 from peft_bidora.study.tune import tune
 
 Make = Callable[..., Path]
@@ -80,7 +81,29 @@ def test_trials_are_joined_where_they_were_begun(make_recipe: Make) -> None:
     with pytest.raises(CheckpointError, match=r"holds no trials to join\. Begin them by this command without --join"):
         tune(recipe, [], trials=1, join=True)
     result = tune(recipe, [], trials=1)
-    assert tune(recipe, [], trials=1, join=True) == result
-    assert len(tune(recipe, [], trials=2, join=True)["trials"]) == 2
+    assert tune(recipe, [], trials=2, join=True) == result  # as many as they were begun with
+    assert len(tune(recipe, [], trials=2, resume=True)["trials"]) == 2
     with pytest.raises(CheckpointError, match="are of another recipe"):
         tune(recipe, ["retrain.steps=6"], trials=3, join=True)
+    output = load_recipe(recipe).output
+    with working(output), pytest.raises(InUseError, match="a process that joined still works on its trials"):
+        tune(recipe, [], trials=1, overwrite=True)
+    assert len(tune(recipe, [], trials=2, resume=True)["trials"]) == 2  # which were left alone
+    (output / TRIALS).write_text("")  # of a process that has just begun
+    with pytest.raises(CheckpointError, match="holds no trials to join"):
+        tune(recipe, [], trials=1, join=True)
+
+
+def test_trial_that_ended_as_its_process_was_killed_keeps_its_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(tmp_path, "mine", "maximize")
+    with working(tmp_path) as gone:
+        trial, _ = claim(study, gone, 1, 0)
+    snapshot = study.get_trials()
+    study.tell(trial, 0.5)
+    listed = study.get_trials
+    monkeypatch.setattr(study, "get_trials", lambda states: snapshot if states == (RUNNING,) else listed(states=states))
+    with working(tmp_path) as other:
+        assert claim(study, other, 1, 0) == (None, True)
+    assert [each.value for each in listed()] == [0.5]

@@ -8,6 +8,7 @@ from pathlib import Path
 from peft_bidora.errors import CheckpointError, InUseError, ProcessError, RecipeError
 
 LOCK = ".lock"
+ATTEMPTS = 10
 
 
 @contextmanager
@@ -23,10 +24,16 @@ def held(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
-        lock.acquire()
+        for attempt in range(ATTEMPTS):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+                break
+            except FileNotFoundError:  # another process, which ended in it, has just removed the folder
+                if attempt == ATTEMPTS - 1:
+                    raise
     except Timeout:
         raise InUseError(
             f"output={folder} is in use: another process trains there. Wait until it ends, or name another output."

@@ -8,6 +8,8 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
+from filelock import FileLock
+
 from peft_bidora.errors import BiDoRAError, CheckpointError, Faults, InUseError, NonFiniteError, RecipeError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.lane_settings import Setting
@@ -21,7 +23,7 @@ from peft_bidora.study.plan import Plan
 from peft_bidora.study.summary import Metrics, require_rates, summarise
 
 logger = logging.getLogger(__name__)
-PLAN, RESULT = "plan.json", "comparison.json"
+PLAN, RESULT, RESULT_LOCK = "plan.json", "comparison.json", ".comparison.lock"
 AGAIN = "Give the command that began it with --resume: what was trained is kept"
 KEYS = ("metric", "lower_is_better", "methods", "reference", "notes", "rates", "seeds", "folds")
 POLL_SECONDS = 2.0
@@ -85,7 +87,8 @@ def compare(
         while waiting := _open_jobs(plan, at_once, require_rates(plan, _metrics(plan))):
             _run_free(waiting, jobs, watch)
         result = summarise(plan, _metrics(plan))
-        folder.write_json(plan.output / RESULT, result)
+        with FileLock(plan.output / RESULT_LOCK):  # workers may end at the same time
+            folder.write_json(plan.output / RESULT, result)
         return result
 
 

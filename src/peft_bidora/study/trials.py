@@ -86,6 +86,11 @@ def working(output: Path) -> Iterator[Path]:
             number += 1
 
 
+def is_worked_on(output: Path) -> bool:
+    """Return whether a process works on the trials of a folder now."""
+    return any(in_use(path) for path in output.glob(f"{WORKER}-*"))
+
+
 def sweep(output: Path) -> None:
     """Remove the folders that killed processes left."""
     for path in output.glob(f"{WORKER}-*"):
@@ -115,7 +120,8 @@ def claim(study: Any, worker: Path, trials: int, seed: int) -> tuple[Any, bool]:
         for trial in study.get_trials(states=(states.RUNNING,)):
             owner = trial.user_attrs.get("worker")
             if owner in (None, worker.name) or not in_use(output / owner):
-                study.tell(trial.number, state=states.FAIL)
+                with suppress(ValueError):  # it told its value, and ended since
+                    study.tell(trial.number, state=states.FAIL)
             else:
                 under_way += 1
         ended = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))

@@ -3,6 +3,7 @@
 Reference: Akiba et al. (optuna), arXiv:1907.10902; its sampler by default is the tree-structured Parzen estimator.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,17 +14,18 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
+from filelock import FileLock
 from transformers import TrainerCallback
 
-from peft_bidora.errors import BiDoRAError, CheckpointError, NonFiniteError, RecipeError
+from peft_bidora.errors import BiDoRAError, CheckpointError, InUseError, NonFiniteError, RecipeError
 from peft_bidora.recipe import folder
-from peft_bidora.recipe.load import dump_recipe, load_recipe
+from peft_bidora.recipe.load import dump_recipe, flat, load_recipe
 from peft_bidora.recipe.output import disk_faults, held
 from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.run import make_trainer
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.recipe.study_folder import check_study
-from peft_bidora.study.trials import TRIALS, claim, open_study, optuna_library, sweep, working
+from peft_bidora.study.trials import CLAIM, TRIALS, claim, is_worked_on, open_study, optuna_library, sweep, working
 
 RESULT, BEST, RUN = "tune.json", "best.yaml", "run"
 POLL_SECONDS = 1.0
@@ -68,7 +70,7 @@ def tune(
     Args:
         path: the recipe; its output is the folder of the trials.
         overrides: `key=value`, of all trials.
-        trials: in all, those before a kill among them.
+        trials: in all, those before a kill among them; with join, the number that they were begun with is.
         resume: go on with the trials that are there.
         overwrite: replace them.
         join: help another process, on this machine or on one that sees the folder, with the trials that it began.
@@ -85,13 +87,17 @@ def tune(
     output = recipe.output
     if not join:
         check_study(output, resume, overwrite, TRIALS)
-    elif not (output / TRIALS).is_file():
+    elif not (output / TRIALS).is_file() or not (output / TRIALS).stat().st_size:
         raise CheckpointError(f"{output} holds no trials to join. Begin them by this command without --join.")
     with nullcontext() if join else held(output), disk_faults(output):
         if not join:
             check_study(output, resume, overwrite, TRIALS)
             _begin(output, resume)
         study = open_study(output, _identity(prepared), _direction(prepared))
+        if join:  # as many as the process that began them was told
+            trials = study.user_attrs.get("trials", trials)
+        else:
+            study.set_user_attr("trials", trials)
         with working(output) as worker:
             over = False
             while not over:
@@ -101,7 +107,8 @@ def tune(
                 elif not over:
                     sleep(POLL_SECONDS)  # others are still at theirs
         sweep(output)
-        return _conclude(study, path, overrides, output, prepared)
+        with FileLock(output / CLAIM):  # workers may end at the same time
+            return _conclude(study, path, overrides, output, prepared)
 
 
 def draw(trial: Any, recipe: Recipe) -> list[str]:
@@ -148,7 +155,13 @@ class _Judge(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
 
 
 def _begin(output: Path, resume: bool) -> None:
-    """Remove what was concluded before, and the trials too unless they go on."""
+    """Remove what was concluded before, and the trials too unless they go on.
+
+    Raises:
+        InUseError: others still work on trials that are to be removed.
+    """
+    if not resume and is_worked_on(output):
+        raise InUseError(f"output={output}: a process that joined still works on its trials. End it, or let it end.")
     for name in (RESULT, BEST, *(() if resume else (TRIALS,))):
         (output / name).unlink(missing_ok=True)
     (output / TRIALS).touch()  # first of all, by which the folder is known
@@ -232,5 +245,7 @@ def _direction(prepared: Prepared) -> str:
 def _identity(prepared: Prepared) -> str:
     """Return what trials that may be mixed have in common: the recipe and its rows."""
     recipe = prepared.recipe.model_copy(update={"output": Path()})
-    told = [dump_recipe(recipe), *sorted(prepared.rows.split_hashes().values())]
+    # Keys without a value say nothing: one that comes with a later version leaves trials what they were.
+    said = flat(recipe.model_dump(mode="json", by_alias=True, exclude_none=True))
+    told = [json.dumps(said, sort_keys=True), *sorted(prepared.rows.split_hashes().values())]
     return sha256("".join(told).encode()).hexdigest()[:16]
