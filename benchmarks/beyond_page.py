@@ -67,6 +67,7 @@ def small_memory() -> list[str]:
         ),
         "On a CPU packing takes memory rather than saving it: each product unpacks its weight, 8 bits into float32, and"
         " the process keeps what loading the weights in float32 took. BiDoRA beyond LoRA keeps W0·W0ᵀ of layers of at"
-        " most 1,024 rows for the orthogonality (`adapter.orthogonality: 0` leaves it out), and gradients of both levels.",
+        " most 1,024 rows for the orthogonality (`adapter.orthogonality: 0` leaves it out), and gradients of both"
+        " levels.",
         "",
     ]
