@@ -50,19 +50,22 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--every", type=int, default=30)
     parser.add_argument("--override", nargs="*", default=[], help="recipe keys of every method")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="the others stay as kept")
     parser.add_argument("--full-rate", type=float, default=5e-5, help="learning rate of full fine-tuning")
     options = parser.parse_args()
     quiet_libraries()
-    points = {method: measured(options, method) for method in METHODS}
+    kept = RESULTS / f"decomposition-{options.set}-{options.rows}.json"
+    before = json.loads(kept.read_text())["points"] if len(options.methods) < len(METHODS) else {}
+    points = {method: measured(options, method) if method in options.methods else before[method] for method in METHODS}
     summary = {}
     for method, found in points.items():
         changes = [Change(each["layer"], *(each[key] for key in list(each)[2:])) for each in found]
         slope, correlation = slope_and_correlation(changes)
         summary[method] = {"slope": round(slope, 4), "correlation": round(correlation, 4), "points": len(changes)}
         print(method, summary[method], flush=True)
-    settings = {**vars(options), "data_dir": None, "torch": torch.__version__}
+    settings = {**vars(options), "data_dir": None, "methods": METHODS, "torch": torch.__version__}
     result = {"settings": settings, "summary": summary, "points": points}
-    (RESULTS / f"decomposition-{options.set}-{options.rows}.json").write_text(json.dumps(result, indent=1) + "\n")
+    kept.write_text(json.dumps(result, indent=1) + "\n")
     FIGURE.parent.mkdir(exist_ok=True)
     FIGURE.write_text(figure(points), encoding="utf-8")
 
@@ -82,7 +85,9 @@ def measured(options: argparse.Namespace, method: str) -> list[dict[str, Any]]:
         trainer = make_trainer(prepared)
         model = trainer.model
         if method == "full":
-            layers = [name for name, _ in model.named_modules() if name.endswith(tuple(prepared.target_modules))]
+            # Those that an adapter would change.
+            adapted = prepare(load_recipe(path, [*options.override, "method=lora"])).target_modules
+            layers = [name for name, _ in model.named_modules() if name.endswith(tuple(adapted))]
             modules = dict(model.named_modules())
             pretrained = {name: modules[name].weight.detach().clone() for name in layers}
             callback = Measure(options.every, lambda: decompose_full(model, pretrained, layers))
