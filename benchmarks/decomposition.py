@@ -106,6 +106,8 @@ def figure(points: dict[str, list[dict[str, Any]]]) -> str:
             relative, turned = [p["relative_magnitude"] for p in found], [p["direction"] for p in found]
             axes.plot(turned, relative, "o", color=colour, markersize=3.5, alpha=0.7, label=method)
         axes.set(xscale="log", yscale="log", xlabel="ΔD, mean of 1 − cosine of a row", ylabel="ΔM over ‖W0‖")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}")  # powers of ten would come as TeX
         axes.legend()
 
     text = str(drawn("decomposition", "Change of length against change of direction", draw))
