@@ -191,7 +191,7 @@ def test_report_of_a_comparison_tells_the_difference_in_words(tmp_path: Path) ->
 
     assert found.tags.count("svg") == 4
     words = " ".join(found.words)
-    assert "against lora: +0.0200; so much may well be chance (p = 0.25)" in words
+    assert "against lora: +0.0200; 3 seeds are too few to tell it from chance." in words
     assert "On the way" in words
     assert "a note" in words
 
