@@ -35,6 +35,12 @@ def test_trials_under_way_count_so_that_no_more_are_begun(tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".trial-under-way-*"))
 
 
+def test_error_of_the_work_is_not_taken_for_a_folder_in_use(tmp_path: Path) -> None:
+    with pytest.raises(InUseError, match="of the work"), working(tmp_path):
+        raise InUseError("of the work")
+    assert not list(tmp_path.glob(".trial-under-way-*"))
+
+
 def test_trial_whose_process_is_gone_is_failed_and_another_begun(tmp_path: Path) -> None:
     study = open_study(tmp_path, "mine", "maximize")
     with working(tmp_path) as gone:

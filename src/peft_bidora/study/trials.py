@@ -6,7 +6,8 @@ trial whose folder nobody holds was left by a kill.
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from filelock import FileLock
 
 from peft_bidora.errors import BiDoRAError, CheckpointError, InUseError
 from peft_bidora.recipe.output import held, in_use
+from peft_bidora.training.ranks import APART
 
 TRIALS, LOCK, CLAIM = "optuna-trials.log", ".optuna-trials.lock", ".optuna-claim.lock"
 WORKER = ".trial-under-way"
 WATCHED = 5  # trials before any is given up early
-APART = 1_000_003  # the seeds of neighbouring workers
 
 
 def optuna_library() -> Any:
@@ -76,14 +77,13 @@ def open_study(output: Path, identity: str, direction: str) -> Any:
 @contextmanager
 def working(output: Path) -> Iterator[Path]:
     """Hold a folder of this process's own, the first that no other has; it is removed once it is empty."""
-    number = 0
-    while True:
-        try:
-            with held(output / f"{WORKER}-{number}"):
-                yield output / f"{WORKER}-{number}"
-                return
-        except InUseError:
-            number += 1
+    with ExitStack() as stack:
+        for number in count():
+            path = output / f"{WORKER}-{number}"
+            with suppress(InUseError):
+                stack.enter_context(held(path))
+                break
+        yield path  # outside of what is suppressed: an error of the work is its own
 
 
 def is_worked_on(output: Path) -> bool:

@@ -14,7 +14,7 @@ from transformers import set_seed
 from peft_bidora import launched
 
 T = TypeVar("T")
-APART = 1_000_003  # the seeds of neighbouring ranks
+APART = 1_000_003  # the seeds of neighbouring ranks, or of other processes that share a work
 
 
 def join() -> None:
