@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from peft_bidora.errors import AdapterError, BiDoRAError, CheckpointError, DataError, RecipeError
 from peft_bidora.recipe import predict as predict_module
@@ -173,3 +175,21 @@ def test_full_disk_ends_predicting_and_merging_with_a_message(
         merge(recipe.output, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     assert merge(recipe.output, tmp_path / "merged").rows == 12
+
+
+def test_folder_that_another_process_removes_before_the_lock_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire, attempts = FileLock.acquire, list[bool]()
+
+    def acquire_late(self: FileLock, *arguments: Any, **options: Any) -> Any:
+        attempts.append(True)
+        if len(attempts) == 1:
+            (tmp_path / "run").rmdir()
+            raise FileNotFoundError(tmp_path / "run")
+        return acquire(self, *arguments, **options)
+
+    monkeypatch.setattr(FileLock, "acquire", acquire_late)
+    with held(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert len(attempts) == 2

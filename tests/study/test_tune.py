@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from peft_bidora.errors import BiDoRAError, CheckpointError, NonFiniteError, RecipeError
 from peft_bidora.recipe import finish as finish_module
 from peft_bidora.recipe.load import load_recipe
+from peft_bidora.recipe.prepare import prepare
+from peft_bidora.recipe.schema import Recipe
 from peft_bidora.study import tune as tune_module
 from peft_bidora.study.tune import Tried, draw, tune
 
@@ -140,3 +143,14 @@ def test_trial_whose_metric_is_no_number_is_passed_over(make_recipe: Make, monke
     told: list[Tried] = []
     assert tune(make_recipe(), [], trials=2, watch=told.append)["best"]["trial"] == 1
     assert told[0].reason == "the selection accuracy is nan"
+
+
+def test_key_without_a_value_that_a_later_version_brings_leaves_trials_what_they_were(make_recipe: Make) -> None:
+    class Later(Recipe):
+        later: int | None = None
+
+    prepared = prepare(load_recipe(make_recipe()))
+    values = prepared.recipe.model_dump(by_alias=True)
+    same, other = (Later.model_validate({**values, "later": value}) for value in (None, 1))
+    assert tune_module._identity(replace(prepared, recipe=same)) == tune_module._identity(prepared)
+    assert tune_module._identity(replace(prepared, recipe=other)) != tune_module._identity(prepared)
