@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from peft_bidora import AdapterOptions, BiDoRAArguments, BiDoRATrainer, attach_adapter, head_modules
+from peft_bidora.adapter.attach import hold_in_bfloat16
 
 RESULTS = Path(__file__).parent / "results"
 MIB, STEPS = 2**20, 3
@@ -50,6 +51,8 @@ CASES = {
     "float32, checkpointed": (32, False, True),
     "bfloat16": (32, True, False),
     "bfloat16, checkpointed": (32, True, True),
+    "16 bits, bfloat16": (16, True, False),
+    "16 bits, bfloat16, checkpointed": (16, True, True),
     "8 bits, bfloat16": (8, True, False),
     "8 bits, bfloat16, checkpointed": (8, True, True),
     "4 bits, bfloat16": (4, True, False),
@@ -124,6 +127,8 @@ def measured(model_name: str, method: str, case: str, source: str) -> dict[str, 
         ),
     }.get(bits)
     model = auto_class(model_name).from_pretrained(source, dtype=torch.float32, quantization_config=packed)
+    if bits == 16:
+        hold_in_bfloat16(model)
     head, kind = head_modules(model), "SEQ_CLS" if model_name == "encoder" else "CAUSAL_LM"
     options = AdapterOptions(16, 32, 0.0, "all-linear")
     model = attach_adapter(model, options, use_dora=method != "lora", task_type=kind, head=head)

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from peft_bidora.adapter.attach import hold_in_bfloat16
 from peft_bidora.adapter.layer import base_row_norm_squared, norm_in_graph
 from peft_bidora.adapter.parameters import split_levels
 from peft_bidora.bilevel.gradients import loss_and_gradient
@@ -113,12 +114,35 @@ def differentiate_all(_folder: Path) -> dict[str, tuple[list[Tensor], list[Tenso
     return found
 
 
+def differentiate_coarse(_folder: Path) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+    """Return as `differentiate_all` does, over weights in bfloat16, beside others in float32, under autocast."""
+    ranks.join()
+    found = {}
+    for family in ("bert", "gpt2", "llama", "t5"):
+        results = []
+        for sharded in (False, True):
+            base = make_model(family)
+            hold_in_bfloat16(base)
+            model = attach(base, "all-linear", dropout=0.1)
+            _draw_b(model)
+            if sharded:
+                shard_base(model)
+            with torch.autocast("cpu", torch.bfloat16):
+                results.append(_differentiated(family, model))
+        found[family] = (results[0], results[1])
+    return found
+
+
 def _with_live_b(model: Any) -> Any:
+    _draw_b(model)
+    return model.double()
+
+
+def _draw_b(model: Any) -> None:
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    return model.double()
 
 
 def _differentiated(family: str, model: Any) -> list[Tensor]:

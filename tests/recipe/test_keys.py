@@ -75,6 +75,7 @@ CHANGED = {
     "search.settled": "0.4",
     "retrain.from": "initial",
     "precision": "bfloat16",
+    "base_dtype": "bfloat16",
     "quantization": "4bit",
     "activation_checkpointing": "true",
     "seed": "3",
@@ -91,6 +92,7 @@ CHANGED = {
 # What a key needs beside it to have a say, in the plain recipe too.
 BESIDE = {
     **{f"generation.{name}": ["generation.do_sample=true"] for name in ("temperature", "top_k", "top_p")},
+    "base_dtype": ["precision=bfloat16"],
     "data.test_fraction": ["data.test=null", "data.test_fraction=0.2"],
     "data.test_seed": ["data.test=null", "data.test_fraction=0.2"],
     "data.folds": ["data.test=null", "data.folds=5", "data.fold=0"],
@@ -162,6 +164,7 @@ def built(path: Path, overrides: list[str]) -> dict[str, Any]:
         "rows": (prepared.rows.split_hashes(), task.state()),
         "options": task_options(recipe),
         "packing": loading.packing(recipe, prepared.kind, prepared.source),
+        "stored": loading.loading_options(recipe, prepared.kind, prepared.source).get("dtype"),
         "activations": activation_bytes(recipe, loading.load_config(prepared.source), 8),
         "hub": recipe.push_to_hub,  # read by the command line, after the run
     }

@@ -75,6 +75,12 @@ def test_sharded_model_of_each_family_computes_what_the_whole_one_does(family: s
             torch.testing.assert_close(sharded, whole, rtol=1e-12, atol=1e-12)  # float64 sums in another order
 
 
+def test_sharded_weights_in_bfloat16_give_the_bits_of_whole_ones(tmp_path: Path) -> None:
+    for found in run_ranks(shard_works.differentiate_coarse, tmp_path):
+        for family, (whole, sharded) in found.items():
+            assert all(torch.equal(one, other) for one, other in zip(whole, sharded, strict=True)), family
+
+
 def test_ranks_write_texts_of_unlike_lengths(tmp_path: Path) -> None:
     for rank, found in enumerate(run_ranks(shard_works.generate_all, tmp_path)):
         for whole, sharded in found.values():

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_bidora.adapter.layer import ClosedFormDoraVariant, base_row_norm_squared, dora_layers
-from peft_bidora.adapter.packed import hold_layout
+from peft_bidora.adapter.packed import COARSE, hold_layout
 from peft_bidora.errors import AdapterError
 
 # The endings of query and value projections, as the architectures name them; the first that all occur are taken.
@@ -78,7 +79,7 @@ def resolve_target_modules(model: nn.Module, target_modules: str | Sequence[str]
     Raises:
         AdapterError: nothing matches, or no query and value are known for the architecture.
     """
-    names = list(_linear_layers(model))
+    names = list(linear_layers(model))
     endings = sorted({name.split(".")[-1] for name in names})
     if target_modules == "all-linear":
         return names
@@ -118,7 +119,7 @@ def count_trainable(model: nn.Module, options: AdapterOptions, *, use_dora: bool
     """
     endings = resolve_target_modules(model, options.target_modules)
     count = sum(p.numel() for name in head for p in model.get_submodule(name).parameters())
-    for name, module in _linear_layers(model).items():
+    for name, module in linear_layers(model).items():
         if any(name == ending or name.endswith(f".{ending}") for ending in endings):
             rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
             count += options.rank * (rows + columns) + (rows if use_dora else 0)
@@ -161,6 +162,7 @@ def attach_adapter(
     if use_dora:
         use_closed_form(peft_model)
         _refuse_zero_rows(peft_model)
+        _measure_coarse_rows(peft_model)
     return peft_model
 
 
@@ -195,8 +197,36 @@ def _refuse_zero_rows(model: PeftModel) -> None:
             )
 
 
-def _linear_layers(model: nn.Module) -> dict[str, Any]:
-    """What can be adapted, by name: the linear layers of the base model, without the output of a language model."""
+def hold_in_bfloat16(model: nn.Module) -> None:
+    """Hold the weights of the linear layers that can be adapted in bfloat16, and all else in float32.
+
+    Under autocast a pass then computes what it does with these weights in float32, to the bit.
+
+    Args:
+        model: a transformers model, before PEFT; it is changed in place, a weight at a time.
+    """
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}  # may share one
+    finer = set(getattr(model, "_keep_in_fp32_modules", None) or ())  # T5's `wo`, whose input takes its precision
+    layers = linear_layers(model).items()
+    held = {layer.weight for name, layer in layers if not finer.intersection(name.split("."))} - embeddings
+    for parameter in model.parameters():
+        if parameter in held:
+            parameter.data = parameter.data.to(torch.bfloat16)
+        else:  # a copy: a view would keep the whole of a mapped file in memory
+            parameter.data = parameter.data.to(torch.float32, copy=True)
+
+
+@torch.no_grad()
+def _measure_coarse_rows(model: PeftModel) -> None:
+    """Set the magnitudes over weights in 16 bits, which PEFT rounds to as many, to the norms of the rows."""
+    for _, module, adapter in dora_layers(model):
+        weight = module.get_base_layer().weight
+        if weight.dtype in COARSE:
+            module.lora_magnitude_vector[adapter].weight.copy_(base_row_norm_squared(module).sqrt())
+
+
+def linear_layers(model: nn.Module) -> dict[str, Any]:
+    """Return what can be adapted, by name: the linear layers of the base model, without a language model's output."""
     head, output = head_modules(model), _output(model)
     return {
         name: module

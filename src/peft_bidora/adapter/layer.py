@@ -14,7 +14,7 @@ from peft_bidora.adapter.kept import forget, kept
 from peft_bidora.adapter.packed import is_int8, unpacked_int8
 from peft_bidora.adapter.scaled_sum import add_low_rank, folded, outside_autocast, projected, scaled_sum, shift_of
 from peft_bidora.adapter.shards import is_sharded, whole
-from peft_bidora.adapter.weight import row_norm
+from peft_bidora.adapter.weight import row_norm, rows_by_weight
 
 _PREDICTION, _BASE_NORM = "prediction_constants", "base_row_norm_squared"  # what a layer keeps
 SMALLEST = 0.25  # of the row norm of V: down to this magnitude an output is read with at most 4 times the rounding
@@ -142,8 +142,7 @@ def base_product(module: Any, lora_a: Tensor) -> Tensor:
     weight = module.get_base_layer().weight
     # A layer of 8 bits rounds what it reads too.
     if weight.is_floating_point() or is_int8(weight):
-        matrix = base_weight(module)
-        return (lora_a.to(matrix.dtype) @ matrix.T).mT  # r rows: faster than r columns
+        return rows_by_weight(lora_a, base_weight(module)).mT  # r rows: faster than r columns
     with _without_bias(module.get_base_layer()):
         return _through_base(module, lora_a).mT
 

@@ -11,6 +11,8 @@ Of lanes, adapters side by side over one W0, every shape but that of W0 has the 
 Reference: Liu et al. (DoRA), arXiv:2402.09353, section 4.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,31 @@ def row_norm(
     squared = base_squared + 2 * scaling * cross + scaling**2 * low_rank
     # Rounding may leave a row that cancels to nothing a little below zero.
     return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+
+
+def rows_by_weight(rows: Tensor, weight: Tensor) -> Tensor:
+    """Return rows·W0ᵀ, ([lanes,] r, out), in the finer precision of the two.
+
+    Args:
+        rows: ([lanes,] r, in).
+        weight: (out, in), W0, which has no gradient. Of one in fewer bits than the rows no copy outlives the product.
+    """
+    if torch.promote_types(rows.dtype, weight.dtype) == weight.dtype:
+        return rows.to(weight.dtype) @ weight.T
+    product: Tensor = _ByCoarseWeight.apply(rows, weight)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _ByCoarseWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return rows @ weight.to(rows.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return rows_by_weight(gradient, weight.T), None
 
 
 def low_rank_factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:

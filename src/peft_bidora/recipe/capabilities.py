@@ -15,6 +15,7 @@ EXACT, PROCESSES, LANES = "search.hypergradient=exact", "torchrun, two processes
 SHARDS = "--use_fsdp --fsdp_version 2, two processes"
 CHANGES: dict[str, dict[str, Any]] = {
     "precision=bfloat16": {"precision": "bfloat16"},
+    "base_dtype=bfloat16": {"base_dtype": "bfloat16"},
     "quantization=8bit": {"quantization": "8bit"},
     "quantization=4bit": {"quantization": "4bit"},
     "activation_checkpointing=true": {"activation_checkpointing": True},

@@ -14,7 +14,7 @@ from peft_bidora.data.table import Table
 from peft_bidora.errors import BiDoRAError, CheckpointError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.load import load_recipe
-from peft_bidora.recipe.loading import loading_options
+from peft_bidora.recipe.loading import load_base_model
 from peft_bidora.recipe.options import task_options
 from peft_bidora.recipe.prepare import prepare, read_other
 from peft_bidora.recipe.progress import progress_bar
@@ -85,7 +85,7 @@ def load_trained(run: FinishedRun, *, unpacked: bool = False) -> Any:
 
     Args:
         run: what its folder says.
-        unpacked: whether weights that were packed into few bits are unpacked, as they are rounded, into float32.
+        unpacked: whether weights in few bits come in float32, as they are rounded.
 
     Raises:
         BiDoRAError: its weights, or those that it adapts, cannot be loaded.
@@ -112,9 +112,11 @@ def load_trained(run: FinishedRun, *, unpacked: bool = False) -> Any:
 
 def load_base(run: FinishedRun, *, unpacked: bool = False) -> Any:
     """Return the base model of a run, before it was adapted; args and errors as in `load_trained`."""
-    source = resolve_model(run.recipe.model)
-    base = run.task.load_model(source, run.tokenizer, **loading_options(run.recipe, run.kind, source))
-    return base.dequantize() if unpacked and run.recipe.quantization is not None else base
+    recipe = run.recipe
+    base = load_base_model(recipe, run.kind, run.task, resolve_model(recipe.model), run.tokenizer)
+    if unpacked and recipe.quantization is not None:
+        return base.dequantize()
+    return base.float() if unpacked and recipe.base_dtype == "bfloat16" else base
 
 
 def predict_with(

@@ -3,24 +3,40 @@
 from importlib.util import find_spec
 from typing import Any
 
-from peft_bidora.adapter.attach import head_modules
+from peft_bidora.adapter.attach import head_modules, hold_in_bfloat16, linear_layers
 from peft_bidora.errors import Faults, ModelError, RecipeError
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_config, skeleton
-from peft_bidora.tasks.task import TaskKind
+from peft_bidora.tasks.task import Task, TaskKind
 
-NF4_BLOCK = 64  # numbers that share a scale in float32
+# Of a frozen number in a linear layer; in NF4 64 of them share a scale in float32.
+BYTES = {"float32": 4, "bfloat16": 2, "8bit": 1, "4bit": 1 / 2 + 4 / 64}
 
 
-def loading_options(recipe: Recipe, kind: TaskKind, source: str) -> dict[str, Any]:
-    """Return what `from_pretrained` is told of the base model beyond its task.
+def load_base_model(recipe: Recipe, kind: TaskKind, task: Task, source: str, tokenizer: Any) -> Any:
+    """Return the model of a run before it is adapted.
 
     Args:
         recipe: of the run.
         kind: of its task.
+        task: which loads it, with a head of its own.
         source: of the model, as `resolve_model` returns it.
+        tokenizer: of the run.
+
+    Raises:
+        ModelError: the weights cannot be loaded.
     """
+    model = task.load_model(source, tokenizer, **loading_options(recipe, kind, source))
+    if recipe.base_dtype == "bfloat16":
+        hold_in_bfloat16(model)
+    return model
+
+
+def loading_options(recipe: Recipe, kind: TaskKind, source: str) -> dict[str, Any]:
+    """Return what `from_pretrained` is told of the base model beyond its task, args as in `load_base_model`."""
     options: dict[str, Any] = {}
+    if recipe.base_dtype == "bfloat16":
+        options["dtype"] = "auto"  # as they are stored: mapped into memory on a CPU, not copied
     if recipe.method == "bidora" and recipe.search.hypergradient == "exact":
         options["attn_implementation"] = "eager"
     if (packed := packing(recipe, kind, source)) is not None:
@@ -34,7 +50,7 @@ def packing(recipe: Recipe, kind: TaskKind, source: str) -> dict[str, Any] | Non
     """Return how bitsandbytes packs the frozen weights, as plain values; None where it does not.
 
     Into 8 bits (LLM.int8, arXiv:2208.07339) or into 4 (NF4, arXiv:2305.14314). Embeddings, norms, the task head and the
-    output of a language model stay as they are. Args as in `loading_options`.
+    output of a language model stay as they are. Args as in `load_base_model`.
     """
     if recipe.quantization is None:
         return None
@@ -49,23 +65,11 @@ def packing(recipe: Recipe, kind: TaskKind, source: str) -> dict[str, Any] | Non
 
 
 def saved_bytes(recipe: Recipe, kind: TaskKind, source: str) -> float:
-    """Return by how many bytes the packed weights are less than in float32, args as in `loading_options`."""
-    packed = packing(recipe, kind, source)
-    if packed is None:
-        return 0.0
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
+    """Return by how many bytes the frozen weights are less than in float32, args as in `load_base_model`."""
     config = load_config(source)
     model = skeleton(config, kind.auto_class(config))
-    kept = tuple(packed["llm_int8_skip_modules"])
-    linear = sum(
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D)
-        and not f"{name}.".startswith(tuple(f"{each}." for each in kept))
-    )
-    return linear * (4 - (1 if recipe.quantization == "8bit" else 1 / 2 + 4 / NF4_BLOCK))
+    linear = sum(layer.weight.numel() for layer in linear_layers(model).values())
+    return float(linear * (4 - BYTES[recipe.quantization or recipe.base_dtype]))
 
 
 def check_loading(recipe: Recipe, kind: TaskKind, config: Any) -> None:
@@ -77,7 +81,7 @@ def check_loading(recipe: Recipe, kind: TaskKind, config: Any) -> None:
         config: of the model.
 
     Raises:
-        RecipeError: packed weights do not go together with the rest of the recipe, or bitsandbytes is missing.
+        RecipeError: weights in few bits do not go together with the rest of the recipe, or bitsandbytes is missing.
         ModelError: activation checkpointing is asked of a model that has none.
     """
     faults, named = Faults(), f"quantization={recipe.quantization}"
@@ -91,6 +95,8 @@ def check_loading(recipe: Recipe, kind: TaskKind, config: Any) -> None:
                 " does. Use finite-difference, or leave the weights in float32."
             )
         )
+    if recipe.base_dtype == "bfloat16":
+        faults.check(_check_bfloat16, recipe)
     if packed and find_spec("bitsandbytes") is None:
         faults.add(
             RecipeError(f"{named} needs a package that is not installed: pip install 'peft-bidora[quantization]'")
@@ -105,3 +111,24 @@ def check_loading(recipe: Recipe, kind: TaskKind, config: Any) -> None:
                 )
             )
     faults.raise_any()
+
+
+def _check_bfloat16(recipe: Recipe) -> None:
+    faults = []
+    if recipe.method == "full":
+        faults.append(
+            "base_dtype=bfloat16 holds frozen weights, and method=full trains them all. Use lora, dora or bidora, or"
+            " precision=bfloat16 alone."
+        )
+    if recipe.precision != "bfloat16":
+        faults.append(
+            f"base_dtype=bfloat16: expected precision=bfloat16 beside it, got {recipe.precision}. Set it, or leave"
+            " base_dtype out."
+        )
+    if recipe.quantization is not None:
+        faults.append(
+            f"base_dtype=bfloat16 and quantization={recipe.quantization} hold the same weights in two ways; expected"
+            " one of them. Leave the other out."
+        )
+    if faults:
+        raise RecipeError(*faults)

@@ -14,7 +14,7 @@ from peft_bidora.data.examples import Examples
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, ProgressLines, Stopwatch
 from peft_bidora.recipe.finish import finish
-from peft_bidora.recipe.loading import loading_options
+from peft_bidora.recipe.loading import load_base_model
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments
 from peft_bidora.recipe.output import disk_faults, held, lost_processes
 from peft_bidora.recipe.prepare import Prepared, prepare
@@ -103,8 +103,7 @@ def load_model(prepared: Prepared) -> Any:
     """
     recipe, task = prepared.recipe, prepared.rows.task
     set_seed(recipe.seed)
-    loading = loading_options(recipe, prepared.kind, prepared.source)
-    model = task.load_model(prepared.source, prepared.tokenizer, **loading)
+    model = load_base_model(recipe, prepared.kind, task, prepared.source, prepared.tokenizer)
     if recipe.activation_checkpointing:
         # Its name before transformers 5.20 or so.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

@@ -1,0 +1,150 @@
+"""Base weights in bfloat16 by a recipe: loaded without a copy, trained, read again and merged alike."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
+
+from peft_bidora.adapter.attach import linear_layers
+from peft_bidora.data.source import read_table
+from peft_bidora.errors import BiDoRAError
+from peft_bidora.recipe.capabilities import capabilities
+from peft_bidora.recipe.finished import load_base, load_trained, predict_with, read_run, tabulated
+from peft_bidora.recipe.lane_settings import load_settings
+from peft_bidora.recipe.lanes import run_lanes
+from peft_bidora.recipe.load import load_recipe
+from peft_bidora.recipe.loading import load_base_model, saved_bytes
+from peft_bidora.recipe.merge import merge
+from peft_bidora.recipe.prepare import prepare
+from peft_bidora.recipe.run import run
+from peft_bidora.tasks.registry import TASKS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Merge lora module to", "ignore:.*is_gradient_checkpointing")
+Make = Callable[..., Path]
+HALF: dict[str, Any] = {"precision": "bfloat16", "base_dtype": "bfloat16"}
+
+
+@pytest.fixture
+def stored(model_folder: Path, tmp_path: Path) -> Callable[[torch.dtype], Path]:
+    def store(dtype: torch.dtype) -> Path:
+        folder = tmp_path / str(dtype)
+        AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+        BertModel.from_pretrained(model_folder, dtype=dtype).save_pretrained(folder)
+        return folder
+
+    return store
+
+
+def probabilities(output: Path) -> torch.Tensor:
+    lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    return torch.tensor([list(row["probabilities"].values()) for row in lines])
+
+
+@pytest.mark.parametrize("method", ["lora", "bidora"])
+def test_run_is_read_again_and_merged_as_it_was_trained(method: str, make_recipe: Make, tmp_path: Path) -> None:
+    recipe = load_recipe(make_recipe(method=method, **HALF))
+    metrics = run(recipe)
+    expected = probabilities(recipe.output)
+    finished = read_run(recipe.output)
+    table = tabulated(finished, read_table(recipe.output / "predictions.jsonl"))
+    found = finished.task.prediction_columns(predict_with(finished, load_trained(finished), table))
+    again = torch.tensor([list(each["probabilities"].values()) for each in found])
+    torch.testing.assert_close(again, expected.to(again), rtol=0, atol=1e-6)  # as many digits are written
+    assert merge(recipe.output, tmp_path / "merged").difference < 1e-4
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    assert {each.dtype for each in merged.parameters()} == {torch.float32}
+    stock: dict[str, Any] = {}
+    exec("\n".join(metrics["loading_lines"]), stock)
+    texts = [json.loads(line)["text"] for line in (recipe.output / "predictions.jsonl").read_text().splitlines()]
+    batch = stock["tokenizer"](texts, padding=True, return_tensors="pt")
+    for model in (merged, stock["model"].eval()):
+        # Passes in float32 against passes in bfloat16.
+        torch.testing.assert_close(model(**batch).logits.softmax(-1), expected, rtol=0, atol=1e-2)
+
+
+def test_merged_weights_are_made_of_what_was_trained_over(make_recipe: Make, model_folder: Path) -> None:
+    recipe = load_recipe(make_recipe(method="lora", **HALF))
+    run(recipe)
+    base = load_base(read_run(recipe.output), unpacked=True)
+    weights = load_file(model_folder / "model.safetensors")
+    name = "encoder.layer.1.attention.self.query.weight"
+    assert torch.equal(base.get_parameter(f"bert.{name}"), weights[name].bfloat16().float())
+    name = "embeddings.word_embeddings.weight"
+    assert torch.equal(base.get_parameter(f"bert.{name}"), weights[name])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_are_mapped_where_they_are_stored_so_and_the_file_is_let_go_where_not(
+    dtype: torch.dtype, make_recipe: Make, stored: Callable[[torch.dtype], Path]
+) -> None:
+    source = stored(dtype)
+    prepared = prepare(load_recipe(make_recipe(model=str(source), **HALF)))
+    model = load_base_model(prepared.recipe, prepared.kind, prepared.rows.task, str(source), prepared.tokenizer)
+    held = {each.weight for each in linear_layers(model).values()}
+    assert {each.dtype for each in held} == {torch.bfloat16}
+    assert {each.dtype for each in model.parameters() if each not in held} == {torch.float32}
+    mapped = {each for each in model.parameters() if is_mapped(each, source)}
+    assert mapped == (held if dtype == torch.bfloat16 else set())
+    assert (str(source) in Path("/proc/self/maps").read_text()) == (dtype == torch.bfloat16)
+
+
+def is_mapped(parameter: torch.Tensor, folder: Path) -> bool:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(each, 16) for each in line.split()[0].split("-"))
+        if first <= parameter.data_ptr() < last:
+            return str(folder) in line
+    return False
+
+
+def test_weights_that_are_stored_in_bfloat16_are_loaded_in_float32_if_not_told_otherwise(
+    make_recipe: Make, stored: Callable[[torch.dtype], Path]
+) -> None:
+    source = stored(torch.bfloat16)
+    prepared = prepare(load_recipe(make_recipe(model=str(source), precision="bfloat16")))
+    model = load_base_model(prepared.recipe, prepared.kind, prepared.rows.task, str(source), prepared.tokenizer)
+    assert {each.dtype for each in model.parameters()} == {torch.float32}
+
+
+def test_lanes_are_the_runs_alone(make_recipe: Make, tmp_path: Path) -> None:
+    path = make_recipe(search__hypergradient="finite-difference", **HALF)
+    for lane in run_lanes(load_settings(path, [], ["method=lora,bidora"]), tmp_path / "run"):
+        alone = load_recipe(path, [f"method={lane.setting.values['method']}", f"output={tmp_path / 'alone'}"])
+        run(alone, overwrite=True)
+        found, expected = (probabilities(folder) for folder in (lane.setting.recipe.output, alone.output))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # bfloat16
+
+
+@pytest.mark.parametrize("hypergradient", ["finite-difference", "exact"])
+def test_it_goes_with_bfloat16_passes(hypergradient: str, make_recipe: Make) -> None:
+    path = make_recipe(search__hypergradient=hypergradient, precision="bfloat16")
+    assert capabilities(prepare(load_recipe(path)))["base_dtype=bfloat16"] is None
+    assert run(load_recipe(path, ["base_dtype=bfloat16"]))["method"] == "bidora"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "float32"}, "expected precision=bfloat16 beside it, got float32"),
+        ({"method": "full"}, "holds frozen weights, and method=full trains them all"),
+        ({"quantization": "4bit"}, "and quantization=4bit hold the same weights in two ways; expected one of them"),
+        ({"base_dtype": "float16"}, "base_dtype"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(changes: dict[str, Any], message: str, make_recipe: Make) -> None:
+    with pytest.raises(BiDoRAError, match=message):
+        prepare(load_recipe(make_recipe(**{**HALF, **changes})))
+
+
+def test_saved_memory_is_two_bytes_of_each_number_in_a_linear_layer(make_recipe: Make, model_folder: Path) -> None:
+    recipe = load_recipe(make_recipe(**HALF))
+    saved = saved_bytes(recipe, TASKS["sequence-classification"], str(model_folder))
+    assert saved == 2 * (2 * (4 * 16 * 16 + 2 * 16 * 24) + 16 * 16)  # two layers and the pooler
+    whole = recipe.model_copy(update={"base_dtype": "float32"})
+    assert saved_bytes(whole, TASKS["sequence-classification"], str(model_folder)) == 0
