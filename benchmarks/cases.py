@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from peft_bidora.adapter.attach import AdapterOptions, attach_adapter
-from peft_bidora.adapter.layer import keep_outputs, set_norm_in_graph
+from peft_bidora.adapter.layer import set_norm_in_graph
+from peft_bidora.adapter.outputs import keep_outputs
 from peft_bidora.adapter.parameters import require_gradient, split_levels
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
 from peft_bidora.bilevel import hypergradient

@@ -14,7 +14,6 @@ from transformers.pytorch_utils import Conv1D
 from peft_bidora.adapter import layer
 from peft_bidora.adapter.attach import use_closed_form
 from peft_bidora.adapter.layer import (
-    SMALLEST,
     base_product,
     base_row_norm_squared,
     base_weight,
@@ -22,11 +21,10 @@ from peft_bidora.adapter.layer import (
     dora_layers,
     effective_change,
     factors_of,
-    keep_outputs,
-    leaves_outputs_alone,
     norm_in_graph,
     set_norm_in_graph,
 )
+from peft_bidora.adapter.outputs import SMALLEST, keep_outputs, leaves_outputs_alone
 
 IN, OUT = 7, 5
 KINDS = ["linear", "linear-no-bias", "conv1d"]

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from peft_bidora.adapter.attach import use_closed_form
-from peft_bidora.adapter.layer import keep_outputs, leaves_outputs_alone, norm_in_graph
+from peft_bidora.adapter.layer import norm_in_graph
+from peft_bidora.adapter.outputs import keep_outputs, leaves_outputs_alone
 from peft_bidora.adapter.packed import rounds_coarsely
 from peft_bidora.adapter.parameters import Levels, require_gradient, split_levels
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
