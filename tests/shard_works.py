@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from families import FAMILIES, attach, make_batch, make_model
 from rank_works import adapted, make_trainer, said
@@ -11,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from peft_bidora.adapter import regularizer
 from peft_bidora.adapter.attach import hold_in_bfloat16
 from peft_bidora.adapter.layer import base_row_norm_squared, norm_in_graph
 from peft_bidora.adapter.parameters import split_levels
@@ -159,6 +161,37 @@ def _differentiated(family: str, model: Any) -> list[Tensor]:
     model.eval()
     with torch.no_grad():
         return [value, *gradient, *of_magnitude, model(**batch).logits]
+
+
+def regularize_all(_folder: Path) -> dict[str, Any]:
+    """Return the orthogonality of a whole model and of a sharded one, and its gradients, of all rows and of some drawn.
+
+    Returns:
+        of each family and most rows of a layer whose W0·W0ᵀ is kept, the two; `gathered`, the shapes of what was put
+        together of parts in a step.
+    """
+    ranks.join()
+    found: dict[str, Any] = {"gathered": {}}
+    gather = DTensor.full_tensor
+    with pytest.MonkeyPatch.context() as patch:
+        for family, most in [(family, most) for family in ("bert", "gpt2", "llama", "t5") for most in (1024, 4)]:
+            patch.setattr(regularizer, "MOST_ROWS", most)
+            patch.setattr(regularizer, "DRAWN_ROWS", 7)
+            results, shapes = [], set[tuple[int, ...]]()
+            for sharded in (False, True):
+                model = _with_live_b(attach(make_model(family), "all-linear"))
+                if sharded:
+                    shard_base(model)
+                orthogonality = regularizer.OrthogonalityRegularizer(model)
+                patch.setattr(
+                    DTensor, "full_tensor", lambda each, seen=shapes: (seen.add(tuple(each.shape)), gather(each))[1]
+                )
+                value = orthogonality.add_gradient(1.0, 3)
+                patch.setattr(DTensor, "full_tensor", gather)
+                results.append([value, *(each.grad for each in model.parameters() if each.grad is not None)])
+            found[f"{family}, {most}"] = results
+            found["gathered"][f"{family}, {most}"] = shapes
+    return found
 
 
 def generate_all(_folder: Path) -> dict[str, tuple[Tensor, Tensor]]:

@@ -81,6 +81,18 @@ def test_sharded_weights_in_bfloat16_give_the_bits_of_whole_ones(tmp_path: Path)
             assert all(torch.equal(one, other) for one, other in zip(whole, sharded, strict=True)), family
 
 
+def test_orthogonality_of_sharded_weights_is_that_of_whole_ones_and_no_weight_is_sent(tmp_path: Path) -> None:
+    for found in run_ranks(shard_works.regularize_all, tmp_path):
+        gathered = found.pop("gathered")
+        for name, (whole, sharded) in found.items():
+            assert len(whole) > 9
+            for one, other in zip(whole, sharded, strict=True):
+                torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-14)  # float64 sums in another order
+            assert gathered[name]
+            if not name.startswith("gpt2"):  # whose weights are divided by columns
+                assert all(4 in shape for shape in gathered[name]), name  # products of rank 4
+
+
 def test_ranks_write_texts_of_unlike_lengths(tmp_path: Path) -> None:
     for rank, found in enumerate(run_ranks(shard_works.generate_all, tmp_path)):
         for whole, sharded in found.values():

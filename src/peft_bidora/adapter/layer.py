@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from peft_bidora.adapter.kept import forget, kept
 from peft_bidora.adapter.packed import is_int8, unpacked_int8
 from peft_bidora.adapter.scaled_sum import add_low_rank, folded, outside_autocast, projected, scaled_sum, shift_of
-from peft_bidora.adapter.shards import is_sharded, whole
+from peft_bidora.adapter.shards import is_part, is_sharded, times_parts, whole
 from peft_bidora.adapter.weight import row_norm, rows_by_weight
 
 _PREDICTION, _BASE_NORM = "prediction_constants", "base_row_norm_squared"  # what a layer keeps
@@ -139,6 +139,8 @@ def forget_constants(model: nn.Module) -> None:
 def base_product(module: Any, lora_a: Tensor) -> Tensor:
     """Return W0·Aᵀ, ([lanes,] out, r); through the base layer's own forward pass where its weight is packed."""
     weight = module.get_base_layer().weight
+    if is_part(weight):
+        return times_parts(lora_a, weight if module.fan_in_fan_out else weight.T).mT
     # A layer of 8 bits rounds what it reads too.
     if weight.is_floating_point() or is_int8(weight):
         return rows_by_weight(lora_a, base_weight(module)).mT  # r rows: faster than r columns

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_bidora.adapter.layer import base_weight, dora_layers, factors_of
+from peft_bidora.adapter.layer import base_product, base_weight, dora_layers, factors_of
 from peft_bidora.adapter.parameters import is_trained
+from peft_bidora.adapter.shards import is_part, times_parts, whole_rows
 
 # Numbers of W0·W0ᵀ that are squared at a time: what a CPU's cache holds, or what keeps another device busy.
 SQUARED_ON_CPU, SQUARED = 2**18, 2**24
@@ -66,12 +67,12 @@ class OrthogonalityRegularizer:
             a = torch.stack([each.lora_a for each in factors]).to(gram.dtype)
             b = torch.stack([each.lora_b[..., rows, :] for each in factors]).to(gram.dtype)
             # r rows are faster than r columns.
-            product = torch.stack([part @ _weight(layer, rows).T for part, layer in zip(a, layers, strict=True)]).mT
+            product = torch.stack([_times_rows(part, layer, rows) for part, layer in zip(a, layers, strict=True)]).mT
             scaling = factors[0].scaling
             scaling = scaling[..., None] if isinstance(scaling, Tensor) else scaling
             value, pulled, gradient_b = orthogonality(product, gram, a, b, scaling)
             gradient_a = torch.stack(
-                [part.mT @ _weight(layer, rows) for part, layer in zip(pulled, layers, strict=True)]
+                [_pulled_back(part, layer, rows) for part, layer in zip(pulled, layers, strict=True)]
             )
             gradient_a += scaling * ((pulled.mT @ b) @ a)
             share = share_of_rows(gram.shape[-1], out)
@@ -168,9 +169,29 @@ def _gram(layers: list[tuple[Any, str]], rows: Any) -> Tensor:
     return torch.stack([weight @ weight.T for weight in weights])
 
 
+def _times_rows(a: Tensor, layer: tuple[Any, str], rows: Any) -> Tensor:
+    """Return A·W0ᵀ of some rows of W0, ([lanes,] r, k)."""
+    if is_part(layer[0].get_base_layer().weight):
+        return base_product(layer[0], a).mT[..., rows]
+    return a @ _weight(layer, rows).T
+
+
+def _pulled_back(pulled: Tensor, layer: tuple[Any, str], rows: Any) -> Tensor:
+    """Return Pᵀ·W0 of some rows of both, ([lanes,] r, in)."""
+    module = layer[0]
+    weight = module.get_base_layer().weight
+    if not is_part(weight):
+        return pulled.mT @ _weight(layer, rows)
+    spread = pulled.new_zeros(module.out_features, pulled.shape[-1])
+    spread[rows] = pulled
+    return times_parts(spread.mT, weight.T if module.fan_in_fan_out else weight)
+
+
 def _weight(layer: tuple[Any, str], rows: Any) -> Tensor:
     """Return some rows of W0, at least float32; one layer's copy at a time."""
-    weight = base_weight(layer[0])[rows]
+    module, stored = layer[0], layer[0].get_base_layer().weight
+    by_rows = is_part(stored) and not module.fan_in_fan_out and isinstance(rows, Tensor)
+    weight = whole_rows(stored, rows) if by_rows else base_weight(module)[rows]
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
