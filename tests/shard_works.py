@@ -8,14 +8,16 @@ import torch
 from families import FAMILIES, attach, make_batch, make_model
 from rank_works import adapted, make_trainer, said
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import TrainerCallback
 
 from peft_bidora.adapter import regularizer
 from peft_bidora.adapter.attach import hold_in_bfloat16
 from peft_bidora.adapter.layer import base_row_norm_squared, norm_in_graph
 from peft_bidora.adapter.parameters import split_levels
+from peft_bidora.adapter.shards import times_parts, whole_rows
 from peft_bidora.bilevel.gradients import loss_and_gradient
 from peft_bidora.bilevel.randomness import ReplayedLoss, capture_random_state
 from peft_bidora.training import ranks
@@ -192,6 +194,16 @@ def regularize_all(_folder: Path) -> dict[str, Any]:
             found[f"{family}, {most}"] = results
             found["gathered"][f"{family}, {most}"] = shapes
     return found
+
+
+def pick_rows(_folder: Path) -> list[tuple[Tensor, Tensor]]:
+    """Return some rows of a weight and of its unequal parts, and a product with either."""
+    ranks.join()
+    rows, weight, left = torch.tensor([0, 2, 3]), torch.randn(5, 3).double(), torch.randn(2, 5).double()
+    parts = distribute_tensor(weight, init_device_mesh("cpu", (2,)), [Shard(0)])  # which sends what the first rank drew
+    weight = parts.full_tensor()
+    torch.distributed.broadcast(left, 0)
+    return [(weight[rows], whole_rows(parts, rows)), (left @ weight, times_parts(left, parts))]
 
 
 def generate_all(_folder: Path) -> dict[str, tuple[Tensor, Tensor]]:

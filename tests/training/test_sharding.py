@@ -93,6 +93,12 @@ def test_orthogonality_of_sharded_weights_is_that_of_whole_ones_and_no_weight_is
                 assert all(4 in shape for shape in gathered[name]), name  # products of rank 4
 
 
+def test_rows_and_products_of_unequal_parts_are_those_of_the_whole(tmp_path: Path) -> None:
+    for found in run_ranks(shard_works.pick_rows, tmp_path):
+        for expected, got in found:
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_ranks_write_texts_of_unlike_lengths(tmp_path: Path) -> None:
     for rank, found in enumerate(run_ranks(shard_works.generate_all, tmp_path)):
         for whole, sharded in found.values():
