@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from peft_bidora.errors import CheckpointError
+from peft_bidora.errors import BiDoRAError, CheckpointError, InUseError
 from peft_bidora.recipe.output import held, in_use
-from peft_bidora.study.compare import compare
+from peft_bidora.study.compare import JOINED, compare
 from peft_bidora.study.plan import make_plan
+from peft_bidora.study.workers import working
 
 Make = Callable[..., Path]
 SOURCE = Path(__file__).parents[2] / "src"
@@ -56,6 +57,9 @@ def test_worker_takes_what_no_other_has_and_what_a_killed_one_leaves(make_recipe
         kept = (shared / "lora/rate=1,seed=1/metrics.json").stat().st_mtime_ns
         wait_for(lambda: in_use(shared / "dora") or in_use(shared / "bidora"), first, second)
         first.send_signal(signal.SIGKILL)
+        first.wait()
+        with pytest.raises(InUseError, match="another process still works on its runs"):
+            compare(make_plan(recipe, [], ["lora", "dora", "bidora"], seeds=2, rates=[1]), overwrite=True)
         found = json.loads(second.communicate(timeout=TIMEOUT)[0])
     finally:
         for process in (first, second):
@@ -97,6 +101,42 @@ def test_comparison_is_joined_as_it_was_begun(make_recipe: Make, tmp_path: Path)
     assert compare(plan, join=True) == json.loads((tmp_path / "run/comparison.json").read_text())
     with pytest.raises(CheckpointError, match=r"has other folders, runs\. Give the command that began it"):
         compare(make_plan(recipe, [], ["lora", "dora"], seeds=1), join=True)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_comparison_is_replaced_once_no_other_process_works_on_it(
+    method: str, make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_bidora.study.compare.run_jobs", lambda *_: {method: BiDoRAError("begun")})
+    plan = make_plan(make_recipe(), [], [method], seeds=1)
+    variant = plan.variants[0]
+    with pytest.raises(BiDoRAError, match="begun"):
+        compare(plan)
+    run_folder = plan.folder(variant) if variant.side_by_side else variant.settings[0].recipe.output
+    # One that joined and is between two runs; and one that was begun before and trains.
+    for holding in (working(plan.output, JOINED), held(run_folder)):
+        with holding, pytest.raises(InUseError, match=r"another process still works on its runs\. End it, let it end"):
+            compare(plan, overwrite=True)
+    with pytest.raises(BiDoRAError, match="begun"):
+        compare(plan, overwrite=True)
+
+
+def test_joined_process_holds_a_folder_while_it_works(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(make_recipe(), [], ["lora"], seeds=1)
+    joined = list[Path]()
+
+    def look(*_: Any) -> dict[str, BiDoRAError]:
+        joined.extend(plan.output.glob(f"{JOINED}-*"))
+        assert all(map(in_use, joined))
+        return {"lora": BiDoRAError("begun")}
+
+    monkeypatch.setattr("peft_bidora.study.compare.run_jobs", look)
+    for join in (False, True):
+        assert not joined
+        with pytest.raises(BiDoRAError, match="begun"):
+            compare(plan, join=join)
+    assert [path.name for path in joined] == [f"{JOINED}-0"]
+    assert not joined[0].exists()
 
 
 def test_folder_is_in_use_while_a_process_holds_it(tmp_path: Path) -> None:

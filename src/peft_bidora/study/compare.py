@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -21,10 +20,13 @@ from peft_bidora.recipe.study_folder import STOPPED, check_study, clear_runs, is
 from peft_bidora.study.jobs import Job, Tell, run_jobs
 from peft_bidora.study.plan import Plan
 from peft_bidora.study.summary import Metrics, require_rates, summarise
+from peft_bidora.study.workers import is_worked_on, working
 
 logger = logging.getLogger(__name__)
 PLAN, RESULT, RESULT_LOCK = "plan.json", "comparison.json", ".comparison.lock"
+JOINED = ".joined"  # the folders that joined processes hold
 AGAIN = "Give the command that began it with --resume: what was trained is kept"
+ANEW = "Remove the folder, and start anew"
 KEYS = ("metric", "lower_is_better", "methods", "reference", "notes", "rates", "seeds", "folds")
 POLL_SECONDS = 2.0
 ELSEWHERE = "elsewhere"
@@ -68,9 +70,11 @@ def compare(
         check_study(plan.output, resume, overwrite, PLAN)
     elif not (plan.output / PLAN).is_file():
         raise CheckpointError(f"{plan.output} holds no comparison to join. Begin it by this command without --join.")
-    with nullcontext() if join else held(plan.output):
+    with working(plan.output, JOINED) if join else held(plan.output):
         if not join:
             check_study(plan.output, resume, overwrite, PLAN)
+        if overwrite:
+            _require_free(plan.output)
         if resume or join:
             _check_same(plan)
         announce()
@@ -143,12 +147,23 @@ def _told(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _require_free(output: Path) -> None:
+    """Raise InUseError where another process works on runs that are to be replaced, or may begin one."""
+    path = output / PLAN
+    known = folder.read_object(path, ("runs",), ANEW)["runs"] if path.is_file() else {}
+    folders = [output / name / run for name, runs in known.items() for run in (".", *runs)]
+    if is_worked_on(output, JOINED) or any(map(in_use, folders)):
+        raise InUseError(
+            f"output={output}: another process still works on its runs. End it, let it end, or name another output."
+        )
+
+
 def _begin(plan: Plan, resume: bool) -> None:
     """Write what the folder is for; remove what another comparison left."""
     told = _told(plan)
     path = plan.output / PLAN
     if path.is_file():
-        known = folder.read_object(path, ("folders", "runs", "folds"), "Remove the folder, and start anew")
+        known = folder.read_object(path, ("folders", "runs", "folds"), ANEW)
         if not resume:
             for name, runs in known["runs"].items():
                 clear_runs(plan.output / name, runs)

@@ -1,13 +1,7 @@
-"""The trials of `tune` on disk, which several processes may work on: optuna's journal, and who has which trial.
-
-A process that works holds a folder of its own. The system ends its hold with the process, however that ends, so that a
-trial whose folder nobody holds was left by a kill.
-"""
+"""The trials of `tune` on disk, which several processes may work on: optuna's journal, and who has which trial."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from itertools import count
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +68,6 @@ def open_study(output: Path, identity: str, direction: str) -> Any:
     )
 
 
-@contextmanager
-def working(output: Path) -> Iterator[Path]:
-    """Hold a folder of this process's own, the first that no other has; it is removed once it is empty."""
-    with ExitStack() as stack:
-        for number in count():
-            path = output / f"{WORKER}-{number}"
-            with suppress(InUseError):
-                stack.enter_context(held(path))
-                break
-        yield path  # outside of what is suppressed: an error of the work is its own
-
-
-def is_worked_on(output: Path) -> bool:
-    """Return whether a process works on the trials of a folder now."""
-    return any(in_use(path) for path in output.glob(f"{WORKER}-*"))
-
-
 def sweep(output: Path) -> None:
     """Remove the folders that killed processes left."""
     for path in output.glob(f"{WORKER}-*"):
@@ -108,7 +85,7 @@ def claim(study: Any, worker: Path, trials: int, seed: int) -> tuple[Any, bool]:
 
     Args:
         study: of `open_study`.
-        worker: of `working`.
+        worker: of `working`; a trial whose worker's folder nobody holds was left by a kill.
         trials: in all.
         seed: of the draws; of each process and each trial it is another.
     """

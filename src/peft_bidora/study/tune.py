@@ -25,7 +25,8 @@ from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.run import make_trainer
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.recipe.study_folder import check_study
-from peft_bidora.study.trials import CLAIM, TRIALS, claim, is_worked_on, open_study, optuna_library, sweep, working
+from peft_bidora.study.trials import CLAIM, TRIALS, WORKER, claim, open_study, optuna_library, sweep
+from peft_bidora.study.workers import is_worked_on, working
 
 RESULT, BEST, RUN = "tune.json", "best.yaml", "run"
 POLL_SECONDS = 1.0
@@ -98,7 +99,7 @@ def tune(
             trials = study.user_attrs.get("trials", trials)
         else:
             study.set_user_attr("trials", trials)
-        with working(output) as worker:
+        with working(output, WORKER) as worker:
             over = False
             while not over:
                 trial, over = claim(study, worker, trials, recipe.seed)
@@ -160,7 +161,7 @@ def _begin(output: Path, resume: bool) -> None:
     Raises:
         InUseError: others still work on trials that are to be removed.
     """
-    if not resume and is_worked_on(output):
+    if not resume and is_worked_on(output, WORKER):
         raise InUseError(f"output={output}: a process that joined still works on its trials. End it, or let it end.")
     for name in (RESULT, BEST, *(() if resume else (TRIALS,))):
         (output / name).unlink(missing_ok=True)
