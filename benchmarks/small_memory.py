@@ -14,9 +14,11 @@ import tempfile
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -29,7 +31,10 @@ from transformers import (
 )
 
 from peft_bidora import AdapterOptions, BiDoRAArguments, BiDoRATrainer, attach_adapter, head_modules
-from peft_bidora.adapter.attach import hold_in_bfloat16
+from peft_bidora.adapter.attach import hold_in_bfloat16, linear_layers
+from peft_bidora.recipe.loading import BYTES
+from peft_bidora.recipe.outlook import UPPER_PASSES, activation_bytes
+from peft_bidora.tasks.base_model import skeleton
 
 RESULTS = Path(__file__).parent / "results"
 MIB, STEPS = 2**20, 3
@@ -75,7 +80,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if Path(args.output_dir).name != "retrain" and state.global_step > 1:
             self.seconds.append(perf_counter() - self._start)
-            self.peak = peak_bytes()
+            self.peak = resident_bytes("VmHWM")
 
 
 def main() -> None:
@@ -114,7 +119,13 @@ def in_a_process(case: list[str], threads: int) -> dict[str, float]:
 
 
 def measured(model_name: str, method: str, case: str, source: str) -> dict[str, float]:
-    """Return peak memory in MiB and seconds of a step."""
+    """Return peak memory in MiB and seconds of a step, and what the formulae of docs/scale.md say of both.
+
+    Returns:
+        `peak_mib` and `seconds`; `libraries_mib`, what the process held before it loaded weights; `told_mib`, that with
+        weights, trained parameters and activations as `peft-bidora check` counts them; `gflop`, of a step.
+    """
+    libraries = resident_bytes("VmRSS")
     bits, bfloat16, checkpointed = CASES[case]
     compute = torch.bfloat16 if bfloat16 else torch.float32
     packed = {
@@ -133,6 +144,7 @@ def measured(model_name: str, method: str, case: str, source: str) -> dict[str, 
     options = AdapterOptions(16, 32, 0.0, "all-linear")
     model = attach_adapter(model, options, use_dora=method != "lora", task_type=kind, head=head)
     batch, tokens = BATCH[model_name]
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
     generator = torch.Generator().manual_seed(0)
     rows = []
     for ids in torch.randint(5, 8000, (8 * batch, tokens), generator=generator).tolist():
@@ -161,7 +173,41 @@ def measured(model_name: str, method: str, case: str, source: str) -> dict[str, 
             trainer = BiDoRATrainer(model, args, train_dataset=rows[:half], upper_dataset=rows[half:])
         trainer.add_callback(watch)
         trainer.train()
-    return {"peak_mib": round(watch.peak / MIB), "seconds": round(median(watch.seconds), 2)}
+    return {
+        "peak_mib": round(watch.peak / MIB),
+        "seconds": round(median(watch.seconds), 2),
+        "libraries_mib": round(libraries / MIB),
+        "told_mib": round((libraries + told_bytes(model_name, trained, case)) / MIB),
+        "gflop": round(told_flop(model_name, method, case) / 1e9),
+    }
+
+
+def told_bytes(model_name: str, trained: int, case: str) -> float:
+    """Return the bytes of weights, trained parameters and activations by the formulae."""
+    (bits, bfloat16, checkpointed), (rows, tokens) = CASES[case], BATCH[model_name]
+    base = skeleton(CONFIGS[model_name], auto_class(model_name))
+    linear = sum(layer.weight.numel() for layer in linear_layers(base).values())
+    frozen = sum(each.numel() for each in base.parameters())
+    section = SimpleNamespace(batch_size=rows)
+    recipe: Any = SimpleNamespace(
+        retrain=section,
+        method="lora",
+        precision="bfloat16" if bfloat16 else "float32",
+        activation_checkpointing=checkpointed,
+    )
+    held = BYTES[{32: "float32", 16: "bfloat16", 8: "8bit", 4: "4bit"}[bits]]
+    activations = activation_bytes(recipe, CONFIGS[model_name], tokens)
+    return 4 * (frozen - linear) + held * linear + 12 * trained + activations
+
+
+def told_flop(model_name: str, method: str, case: str) -> float:
+    """Return the operations of a step by the formula: its passes · (4 or, computed twice, 6) · numbers · tokens."""
+    (_, bfloat16, checkpointed), (rows, tokens) = CASES[case], BATCH[model_name]
+    base = skeleton(CONFIGS[model_name], auto_class(model_name))
+    looked_up = {module.weight for module in base.modules() if isinstance(module, nn.Embedding)}
+    numbers = sum(each.numel() for each in base.parameters() if each not in looked_up)
+    passes = 1 + UPPER_PASSES["finite-difference" if bfloat16 else "one-sided"] if method == "bidora" else 1
+    return passes * (6 if checkpointed else 4) * numbers * rows * tokens
 
 
 def auto_class(model: str) -> Any:
@@ -174,9 +220,9 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_bytes() -> int:
-    """Return the most resident memory since `forget_peak`."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+def resident_bytes(name: str) -> int:
+    """Return a figure of /proc/self/status: VmRSS, or VmHWM, the most since `forget_peak`."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
 
