@@ -22,6 +22,7 @@ from typing import Any
 
 import bitsandbytes
 import peft
+import psutil
 import torch
 import transformers
 from bitsandbytes.nn import Linear4bit, Params4bit
@@ -141,7 +142,7 @@ def measured(options: argparse.Namespace, method: str) -> dict[str, float]:
     if options.kv_heads:
         config.num_key_value_heads = options.kv_heads
     model = packed_model(config, options.device)
-    held = torch.cuda.memory_allocated() if options.device == "cuda" else peak_bytes()
+    held = torch.cuda.memory_allocated() if options.device == "cuda" else psutil.Process().memory_info().rss
     trained = adapted(model, options, method)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(5, config.vocab_size, (8 * options.batch, options.tokens), generator=generator).tolist()

@@ -52,8 +52,7 @@ def test_adapter_of_each_method_is_over_packed_weights(large: ModuleType, method
 def test_search_steps_are_measured_after_those_that_warm_up(large: ModuleType) -> None:
     options = large.options_of(["--size", "tiny", "--device", "cpu", "--steps", "8"])
     found = large.measured(options, "bidora-4")
-    assert found["peak_mib"] >= found["loaded_mib"] > 0
-    assert found["seconds"] > 0
+    assert all(value > 0 for value in found.values())
     rounds = [{"lora": {"peak_mib": 10, "seconds": 2.0}, "dora": {"peak_mib": 15, "seconds": 3.0}}]
     assert large.summed(rounds, "dora") == {"peak_mib": 15, "seconds": 3.0, "peak_to_lora": 1.5, "seconds_to_lora": 1.5}
 
