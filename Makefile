@@ -52,5 +52,6 @@ bench: setup
 	$(BIN)/python benchmarks/lanes.py --data-dir $(DATA) --override search.steps=60 retrain.steps=60 eval_steps=30 save_steps=30
 	$(BIN)/python benchmarks/small_memory.py --threads 1
 	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/sharded.py
 	$(BIN)/python benchmarks/page.py
 	$(BIN)/python benchmarks/results_page.py

@@ -1,4 +1,4 @@
-"""The sections of docs/benchmarks.md on several processes and on small memory."""
+"""The sections of docs/benchmarks.md on several processes, small memory and divided weights."""
 
 from typing import Any
 
@@ -70,4 +70,74 @@ def small_memory() -> list[str]:
         " most 1,024 rows for the orthogonality (`adapter.orthogonality: 0` leaves it out), and gradients of both"
         " levels.",
         "",
+    ]
+
+
+def sharded() -> list[str]:
+    """Return the tables of sharded.py."""
+    if not (path := RESULTS / "sharded-cpu.json").exists():
+        return []
+    found = load(path)
+    settings, frozen = found["settings"], found["settings"]["frozen_mib"]
+    loading, steps = list[list[Any]](), list[list[Any]]()
+    for name, row in found["loading"].items():
+        processes, stored = name.split(", ", 1)
+        held = [f"{row[key]:,}" for key in ("peak_mib", "resident_mib", "anonymous_mib")]
+        own = row["anonymous_mib"] - row["anonymous_before_mib"]
+        loading.append([processes, stored, round(frozen / int(processes)), *held, f"{own:,}"])
+    for name, row in found["steps"].items():
+        processes, passes = name.split(", ", 1)
+        held = [f"{row[key]:,}" for key in ("held_mib", "peak_mib")]
+        steps.append([processes, passes, *held, row["seconds"], f"{row['gathered_mib']:,}"])
+    return [
+        "## Frozen weights that are divided",
+        "",
+        f"The decoder above, {frozen:,.0f} MiB in float32 (about half of it where it is held in bfloat16), over processes that talk by gloo, a thread each,"
+        f" on {settings['cores']} cores (`benchmarks/sharded.py`). MiB of a process: its part of the frozen weights,"
+        " 4 P / N bytes; the peak while the model is loaded, adapted and divided; then the resident memory, what of it"
+        " no file backs, and what of that came with the model.",
+        "",
+        table(["processes", "stored in", "4 P / N", "peak of loading", "resident", "no file", "of the model"], loading),
+        f"Search steps, K = 1, one row of {settings['tokens']} tokens a process: what no file backs after a step, the"
+        " peak, seconds, and the MiB of whole weights that a step puts together.",
+        "",
+        table(["processes", "passes", "after a step", "peak", "s a step", "gathered"], steps),
+        "What is held follows the formula, but for W0·W0ᵀ of layers of at most 1,024 rows, 224 MiB here, which every"
+        " process keeps whole for the orthogonality, and for the adapter with its optimisers. One process reads weights"
+        " in float32 where the file lies: resident, but not counted as held. A pass over divided weights takes more: by"
+        " their sizes embeddings and output, 64 MiB, until its end, and the layers that come and go, 45 MiB each, with"
+        " what they are sent in. The rest are gaps that glibc keeps between freed blocks, 64 MiB after loading from"
+        " bfloat16 and more than half of what is held after a step of several processes; with"
+        " `MALLOC_MMAP_THRESHOLD_=65536` in the environment (blocks mapped) it keeps none. The peak of loading is the"
+        " whole model and such gaps, whatever the number of processes.",
+        "",
+    ]
+
+
+def large() -> list[str]:
+    """Return the table of large.py."""
+    if not (path := RESULTS / "large-gpu.json").exists():
+        return []
+    settings, cases = load(path)["settings"], load(path)["cases"]
+    config = settings["config"]
+    methods = {"lora": "PEFT's LoRA", "dora": "PEFT's DoRA", "bidora-1": "search, K = 1", "bidora-4": "search, K = 4"}
+    rows = [
+        [
+            methods[method],
+            *(f"{row[key]:,.0f}" for key in ("loaded_mib", "peak_mib")),
+            row.get("peak_to_lora", "–"),
+            f"{row['seconds']:.3f}",
+            row.get("seconds_to_lora", "–"),
+        ]
+        for method, row in cases.items()
+    ]
+    return [
+        f"## A large model: {config['num_hidden_layers']} layers of width {config['hidden_size']}",
+        "",
+        f"Llama's shape, random weights in NF4, {settings['device_name']}, {settings['batch']} × {settings['tokens']}"
+        f" tokens, rank {settings['rank']} in {', '.join(settings['targets'])}, bfloat16 and activation checkpointing;"
+        f" medians of {settings['rounds']} rounds of {settings['steps']} steps, and their ratios"
+        " (`benchmarks/large.py`).",
+        "",
+        table(["step", "loaded, MiB", "peak, MiB", "peak to LoRA's", "s", "time to LoRA's"], rows),
     ]

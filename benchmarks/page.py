@@ -6,7 +6,7 @@ python benchmarks/page.py
 from statistics import median
 from typing import Any
 
-from beyond_page import processes, small_memory
+from beyond_page import large, processes, sharded, small_memory
 from tables import RESULTS, ROOT, load, table
 
 CASES = {
@@ -37,6 +37,8 @@ def main() -> None:
         *steps(),
         *memory(),
         *small_memory(),
+        *sharded(),
+        *large(),
         *runs(),
         *lanes(),
         *processes(),

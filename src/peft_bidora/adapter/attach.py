@@ -11,6 +11,7 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from peft_bidora.adapter.freed import give_back_freed
 from peft_bidora.adapter.layer import ClosedFormDoraVariant, base_row_norm_squared, dora_layers
 from peft_bidora.adapter.packed import COARSE, hold_layout
 from peft_bidora.errors import AdapterError
@@ -163,6 +164,7 @@ def attach_adapter(
         use_closed_form(peft_model)
         _refuse_zero_rows(peft_model)
         _measure_coarse_rows(peft_model)
+    give_back_freed()  # PEFT takes the norms of W0 + s·B·A
     return peft_model
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_bidora.adapter.freed import give_back_freed
 from peft_bidora.adapter.layer import base_product, base_weight, dora_layers, factors_of
 from peft_bidora.adapter.parameters import is_trained
 from peft_bidora.adapter.shards import is_part, times_parts, whole_rows
@@ -48,6 +49,7 @@ class OrthogonalityRegularizer:
         self._groups = [
             (layers, _gram(layers, slice(None)) if key[0][0] <= MOST_ROWS else None) for key, layers in alike.items()
         ]
+        give_back_freed()
 
     @torch.no_grad()
     def add_gradient(self, weight: float | Tensor, step: int) -> Tensor:

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from peft_bidora.adapter.freed import give_back_freed
 from peft_bidora.adapter.packed import is_packed
 from peft_bidora.adapter.shards import is_sharded
 from peft_bidora.bilevel.gradients import mean_over_ranks
@@ -56,6 +57,7 @@ def shard_base(model: PeftModel) -> None:
             fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
     if hasattr(model, "generate"):  # which goes round the forward pass of a PEFT model
         register_fsdp_forward_method(model, "generate")
+    give_back_freed()  # of the whole weights
 
 
 def require_torch() -> None:
