@@ -53,8 +53,11 @@ def small_memory() -> list[str]:
     for name, row in found.items():
         model, method, case = name.split(", ", 2)
         base = found[f"{model}, lora, float32"]
-        taken = [f"{row[key]:,}" if key == "peak_mib" else row[key] for key in ("peak_mib", "seconds")]
-        rows.append([model, method, case, *taken, round(row["peak_mib"] / base["peak_mib"], 2)])
+        of_lora, of_told = row["peak_mib"] / base["peak_mib"], row["peak_mib"] / row["told_mib"]
+        rate = round(row["gflop"] / row["seconds"])
+        rows.append(
+            [model, method, case, f"{row['peak_mib']:,}", f"{of_lora:.2f}", f"{of_told:.2f}", row["seconds"], rate]
+        )
     return [
         "## Small memory",
         "",
@@ -63,8 +66,23 @@ def small_memory() -> list[str]:
         " process of its own (`benchmarks/small_memory.py`).",
         "",
         table(
-            ["model", "method", "frozen weights and passes", "peak MiB", "s a step", "peak to LoRA in float32"], rows
+            [
+                "model",
+                "method",
+                "frozen weights and passes",
+                "peak MiB",
+                "to LoRA in float32",
+                "to the formula",
+                "s a step",
+                "10⁹ operations a s",
+            ],
+            rows,
         ),
+        "The formulae are those of [More than one device](scale.md): the peak is told as what the libraries hold,"
+        " weights, trained parameters and activations, the operations as those of all passes of a step. The formula of"
+        " memory leaves out what a pass needs for a moment, the gradient of each layer among it, and gaps between freed"
+        " blocks.",
+        "",
         "On a CPU packing takes memory rather than saving it: each product unpacks its weight, 8 bits into float32, and"
         " the process keeps what loading the weights in float32 took. BiDoRA beyond LoRA keeps W0·W0ᵀ of layers of at"
         " most 1,024 rows for the orthogonality (`adapter.orthogonality: 0` leaves it out), and gradients of both"
@@ -92,8 +110,9 @@ def sharded() -> list[str]:
     return [
         "## Frozen weights that are divided",
         "",
-        f"The decoder above, {frozen:,.0f} MiB in float32 (about half of it where it is held in bfloat16), over processes that talk by gloo, a thread each,"
-        f" on {settings['cores']} cores (`benchmarks/sharded.py`). MiB of a process: its part of the frozen weights,"
+        f"The decoder above, {frozen:,.0f} MiB in float32 (about half of it where it is held in bfloat16), over"
+        f" processes that talk by gloo, a thread each, on {settings['cores']} cores (`benchmarks/sharded.py`). MiB of a"
+        " process: its part of the frozen weights in float32,"
         " 4 P / N bytes; the peak while the model is loaded, adapted and divided; then the resident memory, what of it"
         " no file backs, and what of that came with the model.",
         "",
