@@ -146,5 +146,18 @@ def test_saved_memory_is_two_bytes_of_each_number_in_a_linear_layer(make_recipe:
     recipe = load_recipe(make_recipe(**HALF))
     saved = saved_bytes(recipe, TASKS["sequence-classification"], str(model_folder))
     assert saved == 2 * (2 * (4 * 16 * 16 + 2 * 16 * 24) + 16 * 16)  # two layers and the pooler
-    whole = recipe.model_copy(update={"base_dtype": "float32"})
-    assert saved_bytes(whole, TASKS["sequence-classification"], str(model_folder)) == 0
+    for other in ("float32", None):
+        whole = recipe.model_copy(update={"base_dtype": other})
+        assert saved_bytes(whole, TASKS["sequence-classification"], str(model_folder)) == 0
+
+
+def test_run_of_a_version_without_the_key_is_resumed(make_recipe: Make) -> None:
+    path = make_recipe(method="lora")
+    recipe = load_recipe(path)
+    run(recipe)
+    kept = recipe.output / "recipe.yaml"
+    older = "".join(line for line in kept.read_text().splitlines(True) if "base_dtype" not in line)
+    kept.write_text(older)
+    said: list[str] = []
+    run(recipe, resume=True, announce=said.append)
+    assert "The run is finished already." in said

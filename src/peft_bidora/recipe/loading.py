@@ -69,7 +69,7 @@ def saved_bytes(recipe: Recipe, kind: TaskKind, source: str) -> float:
     config = load_config(source)
     model = skeleton(config, kind.auto_class(config))
     linear = sum(layer.weight.numel() for layer in linear_layers(model).values())
-    return float(linear * (4 - BYTES[recipe.quantization or recipe.base_dtype]))
+    return float(linear * (4 - BYTES[recipe.quantization or recipe.base_dtype or "float32"]))
 
 
 def check_loading(recipe: Recipe, kind: TaskKind, config: Any) -> None:

@@ -236,7 +236,7 @@ class Recipe(Section):
     classification: ClassificationSection = ClassificationSection()
     generation: GenerationSection = GenerationSection()
     precision: Literal["float32", "bfloat16"] = "float32"
-    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    base_dtype: Literal["float32", "bfloat16"] | None = None
     quantization: Literal["8bit", "4bit"] | None = None
     activation_checkpointing: bool = False
     seed: Seed = 0
