@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from peft_bidora.errors import BiDoRAError, CheckpointError, InUseError
 from peft_bidora.recipe.output import held, in_use
+from peft_bidora.study import compare as compare_module
 from peft_bidora.study.compare import JOINED, compare
 from peft_bidora.study.plan import make_plan
 from peft_bidora.study.workers import working
@@ -101,6 +103,24 @@ def test_comparison_is_joined_as_it_was_begun(make_recipe: Make, tmp_path: Path)
     assert compare(plan, join=True) == json.loads((tmp_path / "run/comparison.json").read_text())
     with pytest.raises(CheckpointError, match=r"has other folders, runs\. Give the command that began it"):
         compare(make_plan(recipe, [], ["lora", "dora"], seeds=1), join=True)
+
+
+def test_comparison_that_has_begun_no_run_is_joined_by_its_own_recipe_alone(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = make_recipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(compare_module, "_open_jobs", lambda *_: [][0])  # it ends when its plan is written
+        with pytest.raises(IndexError):
+            compare(make_plan(recipe, [], ["lora"], seeds=1))
+    path = tmp_path / "run/plan.json"
+    plan = json.loads(path.read_text())
+    elsewhere = shutil.copytree(tmp_path, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("run", "elsewhere"))
+    other = make_plan(elsewhere / recipe.name, ["retrain.steps=6", f"output={tmp_path / 'run'}"], ["lora"], seeds=1)
+    with pytest.raises(CheckpointError, match=r"has other retrain\.steps\. Give the command that began it"):
+        compare(other, join=True)
+    path.write_text(json.dumps({key: value for key, value in plan.items() if key != "recipe"}))  # an older version's
+    compare(make_plan(elsewhere / recipe.name, [f"output={tmp_path / 'run'}"], ["lora"], seeds=1), join=True)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -13,6 +13,7 @@ from peft_bidora.errors import BiDoRAError, CheckpointError, Faults, InUseError,
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.lane_settings import Setting
 from peft_bidora.recipe.lanes import run_lanes
+from peft_bidora.recipe.load import flat
 from peft_bidora.recipe.output import held, in_use
 from peft_bidora.recipe.prepare import prepare
 from peft_bidora.recipe.run import run
@@ -30,6 +31,7 @@ ANEW = "Remove the folder, and start anew"
 KEYS = ("metric", "lower_is_better", "methods", "reference", "notes", "rates", "seeds", "folds")
 POLL_SECONDS = 2.0
 ELSEWHERE = "elsewhere"
+PATHS = ("output", "data.train", "data.test", "data.selection")
 Watch = Callable[[str, str, int, int, list[float]], None]
 
 
@@ -126,7 +128,10 @@ def _check_same(plan: Plan) -> None:
 def _check_joined(plan: Plan) -> None:
     """Raise CheckpointError unless a plan is that of the comparison which is joined."""
     known, told = folder.read_object(plan.output / PLAN, ()), _told(plan)
-    if differing := [key for key in told if json.dumps(known.get(key)) != json.dumps(told[key])]:
+    differing = [key for key in told if key != "recipe" and json.dumps(known.get(key)) != json.dumps(told[key])]
+    old, new = known.get("recipe", told["recipe"]), told["recipe"]  # older versions did not keep it
+    differing += sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if differing:
         raise CheckpointError(
             f"The comparison in {plan.output} has other {', '.join(differing)}. Give the command that began it, with"
             " --join."
@@ -134,8 +139,11 @@ def _check_joined(plan: Plan) -> None:
 
 
 def _told(plan: Plan) -> dict[str, Any]:
-    """Return a plan as its folder keeps it."""
+    """Return a plan as its folder keeps it; files of data may lie elsewhere on another machine."""
+    recipe = plan.variants[0].settings[0].recipe
+    said = flat(recipe.model_dump(mode="json", by_alias=True, exclude_none=True))
     return {
+        "recipe": {key: value for key, value in said.items() if key not in PATHS},
         "folders": {variant.label: plan.folder(variant).name for variant in plan.variants},
         "runs": {
             plan.folder(variant).name: [setting.name for setting in variant.settings] for variant in plan.variants
