@@ -19,7 +19,7 @@ from peft_bidora.recipe.run import run
 from peft_bidora.report.html import write_report
 from peft_bidora.report.tables import write_csv
 from peft_bidora.study import compare as compare_module
-from peft_bidora.study.compare import PLAN, RESULT
+from peft_bidora.study.plan_file import PLAN, RESULT
 
 Make = Callable[..., Path]
 EVIL = "<script>alert(1)</script> & \"$x$\" 'é'"

@@ -16,8 +16,9 @@ import pytest
 from peft_bidora.errors import BiDoRAError, CheckpointError, InUseError
 from peft_bidora.recipe.output import held, in_use
 from peft_bidora.study import compare as compare_module
-from peft_bidora.study.compare import JOINED, compare
+from peft_bidora.study.compare import compare
 from peft_bidora.study.plan import make_plan
+from peft_bidora.study.plan_file import JOINED
 from peft_bidora.study.workers import working
 
 Make = Callable[..., Path]

@@ -9,7 +9,7 @@ from peft_bidora.errors import RecipeError
 from peft_bidora.recipe.folder import is_run, write_text
 from peft_bidora.report.comparison_page import comparison_page
 from peft_bidora.report.run_page import run_page
-from peft_bidora.study.compare import PLAN
+from peft_bidora.study.plan_file import PLAN
 
 FILE = "report.html"
 

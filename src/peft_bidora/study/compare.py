@@ -1,6 +1,5 @@
 """Compare methods over seeds or folds: each at the learning rate that is best for it on selection rows."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,29 +8,25 @@ from typing import Any
 
 from filelock import FileLock
 
-from peft_bidora.errors import BiDoRAError, CheckpointError, Faults, InUseError, NonFiniteError, RecipeError
+from peft_bidora.errors import BiDoRAError, CheckpointError, InUseError, NonFiniteError, RecipeError
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.lane_settings import Setting
 from peft_bidora.recipe.lanes import run_lanes
-from peft_bidora.recipe.load import flat
 from peft_bidora.recipe.output import held, in_use
-from peft_bidora.recipe.prepare import prepare
 from peft_bidora.recipe.run import run
-from peft_bidora.recipe.study_folder import STOPPED, check_study, clear_runs, is_begun, is_over
+from peft_bidora.recipe.study_folder import STOPPED, check_study, is_begun, is_over
 from peft_bidora.study.jobs import Job, Tell, run_jobs
 from peft_bidora.study.plan import Plan
+from peft_bidora.study.plan_file import JOINED, PLAN, RESULT, begin, check_joined, check_same, log_file, require_free
 from peft_bidora.study.summary import Metrics, require_rates, summarise
-from peft_bidora.study.workers import is_worked_on, working
+from peft_bidora.study.workers import working
 
 logger = logging.getLogger(__name__)
-PLAN, RESULT, RESULT_LOCK = "plan.json", "comparison.json", ".comparison.lock"
-JOINED = ".joined"  # the folders that joined processes hold
+RESULT_LOCK = ".comparison.lock"
 AGAIN = "Give the command that began it with --resume: what was trained is kept"
-ANEW = "Remove the folder, and start anew"
 KEYS = ("metric", "lower_is_better", "methods", "reference", "notes", "rates", "seeds", "folds")
 POLL_SECONDS = 2.0
 ELSEWHERE = "elsewhere"
-PATHS = ("output", "data.train", "data.test", "data.selection")
 Watch = Callable[[str, str, int, int, list[float]], None]
 
 
@@ -76,14 +71,14 @@ def compare(
         if not join:
             check_study(plan.output, resume, overwrite, PLAN)
         if overwrite:
-            _require_free(plan.output)
+            require_free(plan.output)
         if resume or join:
-            _check_same(plan)
+            check_same(plan)
         announce()
         if join:
-            _check_joined(plan)
+            check_joined(plan)
         else:
-            _begin(plan, resume)
+            begin(plan, resume)
         for variant in plan.variants:
             if all(is_over(setting.recipe.output) for setting in variant.settings):
                 watch(variant.label, "done", 1, 1, [])  # before a kill
@@ -108,93 +103,6 @@ def read_comparison(output: Path) -> dict[str, Any]:
         state = "a comparison that is not finished" if (output / PLAN).is_file() else "no comparison"
         raise CheckpointError(f"{output} holds {state}. {AGAIN}")
     return folder.read_object(output / RESULT, KEYS, AGAIN)
-
-
-def _check_same(plan: Plan) -> None:
-    """Raise CheckpointError where a run that was begun had another recipe or other rows; all faults at once."""
-    faults = Faults()
-    for variant in plan.variants:
-        rows: dict[str, Any] = {}  # which no rate changes
-        for setting in variant.settings:
-            if not is_begun(setting.recipe.output):
-                continue
-            split = ",".join(f"{key}={value}" for key, value in setting.values.items() if key != "rate")
-            if split not in rows:
-                rows[split] = prepare(setting.recipe).rows
-            faults.check(folder.check_same_run, setting.recipe, rows[split])
-    faults.raise_any()
-
-
-def _check_joined(plan: Plan) -> None:
-    """Raise CheckpointError unless a plan is that of the comparison which is joined."""
-    known, told = folder.read_object(plan.output / PLAN, ()), _told(plan)
-    differing = [key for key in told if key != "recipe" and json.dumps(known.get(key)) != json.dumps(told[key])]
-    old, new = known.get("recipe", told["recipe"]), told["recipe"]  # older versions did not keep it
-    differing += sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if differing:
-        raise CheckpointError(
-            f"The comparison in {plan.output} has other {', '.join(differing)}. Give the command that began it, with"
-            " --join."
-        )
-
-
-def _told(plan: Plan) -> dict[str, Any]:
-    """Return a plan as its folder keeps it; files of data may lie elsewhere on another machine."""
-    recipe = plan.variants[0].settings[0].recipe
-    said = flat(recipe.model_dump(mode="json", by_alias=True, exclude_none=True))
-    return {
-        "recipe": {key: value for key, value in said.items() if key not in PATHS},
-        "folders": {variant.label: plan.folder(variant).name for variant in plan.variants},
-        "runs": {
-            plan.folder(variant).name: [setting.name for setting in variant.settings] for variant in plan.variants
-        },
-        "rates": plan.rates,
-        "seeds": plan.seeds,
-        "folds": plan.folds,
-        "tuning_seeds": plan.tuning_seeds,
-    }
-
-
-def _require_free(output: Path) -> None:
-    """Raise InUseError where another process works on runs that are to be replaced, or may begin one."""
-    path = output / PLAN
-    known = folder.read_object(path, ("runs",), ANEW)["runs"] if path.is_file() else {}
-    folders = [output / name / run for name, runs in known.items() for run in (".", *runs)]
-    if is_worked_on(output, JOINED) or any(map(in_use, folders)):
-        raise InUseError(
-            f"output={output}: another process still works on its runs. End it, let it end, or name another output."
-        )
-
-
-def _begin(plan: Plan, resume: bool) -> None:
-    """Write what the folder is for; remove what another comparison left."""
-    told = _told(plan)
-    path = plan.output / PLAN
-    if path.is_file():
-        known = folder.read_object(path, ("folders", "runs", "folds"), ANEW)
-        if not resume:
-            for name, runs in known["runs"].items():
-                clear_runs(plan.output / name, runs)
-                _log(plan.output / name).unlink(missing_ok=True)
-        elif known["folds"] != plan.folds:
-            raise CheckpointError(
-                f"The comparison in {plan.output} has folds={known['folds']}, not {plan.folds}. Put it back, or start"
-                " anew with --overwrite."
-            )
-        else:
-            for name, runs in known["runs"].items():
-                if missing := sorted(set(runs) - set(told["runs"].get(name, runs))):
-                    raise CheckpointError(
-                        f"The comparison in {plan.output} has the run {name}/{missing[0]} too: it is resumed with the"
-                        " rates and seeds that it began with, or more. Add them, or start anew with --overwrite."
-                    )
-            told["folders"] = known["folders"] | told["folders"]
-            told["runs"] = known["runs"] | {
-                name: [*dict.fromkeys([*known["runs"].get(name, []), *runs])] for name, runs in told["runs"].items()
-            }
-    for name in (RESULT, "comparison.csv", "comparison.html"):  # of what was compared before
-        (plan.output / name).unlink(missing_ok=True)
-    folder.write_json(path, told)
 
 
 def _run_free(waiting: Sequence[Job], jobs: int, watch: Watch) -> None:
@@ -222,7 +130,7 @@ def _open_jobs(plan: Plan, at_once: int | None, rates: Mapping[str, str] | None 
             if (plan.tunes(setting) if rates is None else setting.values["rate"] == rates[variant.label])
         ]
         missing = [setting for setting in settings if not is_over(setting.recipe.output)]
-        log = _log(plan.folder(variant))
+        log = log_file(plan.folder(variant))
         if missing and variant.side_by_side:
             # With those that were begun before: they are a part of the study of lanes.
             lanes = [each for each in variant.settings if each in settings or is_begun(each.recipe.output)]
@@ -234,11 +142,6 @@ def _open_jobs(plan: Plan, at_once: int | None, rates: Mapping[str, str] | None 
                 for setting in missing
             ]
     return jobs
-
-
-def _log(variant_folder: Path) -> Path:
-    """Return the file of what the processes of a variant say."""
-    return variant_folder.with_name(f"{variant_folder.name}.log")
 
 
 def _train_lanes(tell: Tell, settings: Sequence[Setting], output: Path, at_once: int | None) -> None:
