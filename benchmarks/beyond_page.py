@@ -134,10 +134,13 @@ def sharded() -> list[str]:
 
 
 def large() -> list[str]:
-    """Return the table of large.py."""
-    if not (path := RESULTS / "large-gpu.json").exists():
-        return []
-    settings, cases = load(path)["settings"], load(path)["cases"]
+    """Return the tables of large.py, of each device that it ran on."""
+    paths = [path for name in ("gpu", "cpu") if (path := RESULTS / f"large-{name}.json").exists()]
+    return [line for path in paths for line in _large(load(path))]
+
+
+def _large(found: Any) -> list[str]:
+    settings, cases = found["settings"], found["cases"]
     config = settings["config"]
     methods = {"lora": "PEFT's LoRA", "dora": "PEFT's DoRA", "bidora-1": "search, K = 1", "bidora-4": "search, K = 4"}
     rows = [

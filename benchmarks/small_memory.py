@@ -32,7 +32,7 @@ from transformers import (
 
 from peft_bidora import AdapterOptions, BiDoRAArguments, BiDoRATrainer, attach_adapter, head_modules
 from peft_bidora.adapter.attach import hold_in_bfloat16, linear_layers
-from peft_bidora.recipe.loading import BYTES
+from peft_bidora.recipe.loading import BYTES, leave_file
 from peft_bidora.recipe.outlook import UPPER_PASSES, activation_bytes
 from peft_bidora.tasks.base_model import skeleton
 
@@ -140,6 +140,8 @@ def measured(model_name: str, method: str, case: str, source: str) -> dict[str, 
     model = auto_class(model_name).from_pretrained(source, dtype=torch.float32, quantization_config=packed)
     if bits == 16:
         hold_in_bfloat16(model)
+    elif bits < 16:
+        leave_file(model)
     head, kind = head_modules(model), "SEQ_CLS" if model_name == "encoder" else "CAUSAL_LM"
     options = AdapterOptions(16, 32, 0.0, "all-linear")
     model = attach_adapter(model, options, use_dora=method != "lora", task_type=kind, head=head)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from peft_bidora import AdapterOptions, attach_adapter
@@ -95,6 +96,21 @@ def test_loss_and_gradients_are_those_of_peft(source: Path, bits: int) -> None:
     for name, gradient in expected.items():
         assert gradient.abs().max() > 0
         assert (found[name] - gradient).norm() <= tolerance * gradient.norm(), name
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_no_unpacked_copy_of_a_weight_is_kept_for_the_gradient(source: Path, bits: int) -> None:
+    _, module, adapter = next(iter(dora_layers(ours(load(source, bits)))))
+    kept: list[torch.Tensor] = []
+
+    def keep(each: torch.Tensor) -> torch.Tensor:
+        kept.append(each)
+        return each
+
+    with saved_tensors_hooks(keep, lambda each: each):
+        base_product(module, module.lora_A[adapter].weight)
+    assert kept or bits == 4  # which bitsandbytes keeps without telling autograd
+    assert all(each.numel() < base_weight(module).numel() for each in kept if each.is_floating_point())
 
 
 def test_packed_weight_is_unpacked_for_what_needs_it_whole(source: Path) -> None:

@@ -95,6 +95,19 @@ def test_weights_are_mapped_where_they_are_stored_so_and_the_file_is_let_go_wher
     assert (str(source) in Path("/proc/self/maps").read_text()) == (dtype == torch.bfloat16)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_file_is_let_go_where_linear_layers_are_packed(
+    make_recipe: Make, stored: Callable[[torch.dtype], Path]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    source = stored(torch.float32)
+    prepared = prepare(load_recipe(make_recipe(model=str(source), quantization="4bit")))
+    model = load_base_model(prepared.recipe, prepared.kind, prepared.rows.task, str(source), prepared.tokenizer)
+    assert str(source) not in Path("/proc/self/maps").read_text()
+    expected = load_file(source / "model.safetensors")["embeddings.word_embeddings.weight"]
+    assert torch.equal(model.get_input_embeddings().weight, expected)
+
+
 def is_mapped(parameter: torch.Tensor, folder: Path) -> bool:
     for line in Path("/proc/self/maps").read_text().splitlines():
         first, last = (int(each, 16) for each in line.split()[0].split("-"))

@@ -11,10 +11,10 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from peft_bidora.adapter.kept import forget, kept
-from peft_bidora.adapter.packed import is_int8, unpacked_int8
+from peft_bidora.adapter.packed import int8_parts, is_int8, unpack_int8
 from peft_bidora.adapter.scaled_sum import add_low_rank, folded, outside_autocast, projected, scaled_sum, shift_of
 from peft_bidora.adapter.shards import is_part, is_sharded, times_parts, whole
-from peft_bidora.adapter.weight import row_norm, rows_by_weight
+from peft_bidora.adapter.weight import row_norm, rows_by_packed, rows_by_weight
 
 _PREDICTION, _BASE_NORM = "prediction_constants", "base_row_norm_squared"  # what a layer keeps
 
@@ -141,9 +141,10 @@ def base_product(module: Any, lora_a: Tensor) -> Tensor:
     weight = module.get_base_layer().weight
     if is_part(weight):
         return times_parts(lora_a, weight if module.fan_in_fan_out else weight.T).mT
-    # A layer of 8 bits rounds what it reads too.
-    if weight.is_floating_point() or is_int8(weight):
+    if weight.is_floating_point():
         return rows_by_weight(lora_a, base_weight(module)).mT  # r rows: faster than r columns
+    if is_int8(weight):  # whose forward pass rounds what it reads too
+        return rows_by_packed(lora_a, unpack_int8, *int8_parts(module.get_base_layer())).mT
     with _without_bias(module.get_base_layer()):
         return _through_base(module, lora_a).mT
 
@@ -163,7 +164,7 @@ def base_weight(module: Any) -> Tensor:
     base_layer = module.get_base_layer()
     weight: Tensor = whole(base_layer.weight)
     if is_int8(weight):
-        weight = unpacked_int8(base_layer)
+        weight = unpack_int8(*int8_parts(base_layer))
     elif not is_sharded(base_layer) and (type(weight) is not nn.Parameter or not weight.is_floating_point()):
         weight = dequantize_module_weight(base_layer)
     weight = weight.detach()

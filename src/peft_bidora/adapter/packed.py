@@ -20,15 +20,20 @@ def is_packed(weight: Tensor) -> bool:
     return is_int8(weight) or not weight.is_floating_point()
 
 
-def unpacked_int8(base_layer: Any) -> Tensor:
-    """Return W0, (out, in), of a layer of 8 bits.
+def int8_parts(base_layer: Any) -> tuple[Tensor, Tensor]:
+    """Return the numbers of a layer of 8 bits, (out, in), and the scales of its rows, (out,)."""
+    scales = base_layer.weight.SCB if base_layer.state.SCB is None else base_layer.state.SCB
+    return base_layer.weight.data, scales
+
+
+def unpack_int8(numbers: Tensor, scales: Tensor) -> Tensor:
+    """Return W0, (out, in), of what `int8_parts` returns.
 
     PEFT's function for it puts another parameter into the layer, which then loses its scales.
     """
     from bitsandbytes.functional import int8_vectorwise_dequant
 
-    scales = base_layer.weight.SCB if base_layer.state.SCB is None else base_layer.state.SCB
-    weight: Tensor = int8_vectorwise_dequant(base_layer.weight.data, scales)
+    weight: Tensor = int8_vectorwise_dequant(numbers, scales)
     return weight
 
 

@@ -11,6 +11,7 @@ Of lanes, adapters side by side over one W0, every shape but that of W0 has the 
 Reference: Liu et al. (DoRA), arXiv:2402.09353, section 4.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,24 +47,40 @@ def rows_by_weight(rows: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         rows: ([lanes,] r, in).
-        weight: (out, in), W0, which has no gradient. Of one in fewer bits than the rows no copy outlives the product.
+        weight: (out, in), W0, which has no gradient.
     """
     if torch.promote_types(rows.dtype, weight.dtype) == weight.dtype:
         return rows.to(weight.dtype) @ weight.T
-    product: Tensor = _ByCoarseWeight.apply(rows, weight)  # type: ignore[no-untyped-call]
+    return rows_by_packed(rows, torch.t, weight.T)
+
+
+def rows_by_packed(rows: Tensor, unpack: Callable[..., Tensor], *packed: Tensor) -> Tensor:
+    """Return rows·W0ᵀ, ([lanes,] r, out), of a W0 in fewer bits than the rows; no copy of it outlives the product.
+
+    Args:
+        rows: ([lanes,] r, in).
+        unpack: returns W0, (out, in), of what it is packed into.
+        packed: what it is packed into, which has no gradient.
+    """
+    product: Tensor = _ByPacked.apply(rows, unpack, True, *packed)  # type: ignore[no-untyped-call]
     return product
 
 
-class _ByCoarseWeight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return rows @ weight.to(rows.dtype).T
+class _ByPacked(torch.autograd.Function):
+    """rows·W0ᵀ, or rows·W0, whose derivative is the other of the two."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        return rows_by_weight(gradient, weight.T), None
+    def forward(ctx: Any, rows: Tensor, unpack: Callable[..., Tensor], transposed: bool, *packed: Tensor) -> Tensor:
+        ctx.save_for_backward(*packed)
+        ctx.unpack, ctx.transposed = unpack, transposed
+        weight = unpack(*packed).to(rows.dtype)
+        return rows @ (weight.T if transposed else weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        packed = ctx.saved_tensors
+        product = _ByPacked.apply(gradient, ctx.unpack, not ctx.transposed, *packed)  # type: ignore[no-untyped-call]
+        return product, None, None, *(None for _ in packed)
 
 
 def low_rank_factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:

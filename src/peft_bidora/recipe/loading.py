@@ -29,7 +29,16 @@ def load_base_model(recipe: Recipe, kind: TaskKind, task: Task, source: str, tok
     model = task.load_model(source, tokenizer, **loading_options(recipe, kind, source))
     if recipe.base_dtype == "bfloat16":
         hold_in_bfloat16(model)
+    elif recipe.quantization is not None:
+        leave_file(model)
     return model
+
+
+def leave_file(model: Any) -> None:
+    """Copy what of a model is a view of a mapped file: each view keeps the whole of the file in memory."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
 
 
 def loading_options(recipe: Recipe, kind: TaskKind, source: str) -> dict[str, Any]:
