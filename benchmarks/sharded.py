@@ -27,7 +27,7 @@ from torch.distributed import _functional_collectives as functional
 from transformers import AutoModelForCausalLM
 
 from peft_bidora import AdapterOptions, BiDoRAArguments, BiDoRATrainer, attach_adapter, shard_base
-from peft_bidora.adapter.attach import hold_in_bfloat16
+from peft_bidora.adapter.held import hold_in_bfloat16, round_to_bfloat16
 from peft_bidora.quiet import quiet_libraries
 from peft_bidora.training import ranks
 
@@ -170,10 +170,12 @@ def loaded(source: str, half: bool) -> tuple[Any, dict[str, float]]:
     torch.manual_seed(0)  # the adapter has to be the same on all
     before = memory()
     forget_peak()
-    base = AutoModelForCausalLM.from_pretrained(source, dtype="auto" if half else torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     if half:
-        hold_in_bfloat16(base)
+        round_to_bfloat16(base)
     model = attach_adapter(base, AdapterOptions(16, 32, 0.0, "all-linear"), use_dora=True, task_type="CAUSAL_LM")
+    if half:
+        hold_in_bfloat16(model)
     shard_base(model)
     gc.collect()
     peak, after = resident_bytes("VmHWM"), memory()

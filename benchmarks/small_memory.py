@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,9 +30,9 @@ from transformers import (
 )
 
 from peft_bidora import AdapterOptions, BiDoRAArguments, BiDoRATrainer, attach_adapter, head_modules
-from peft_bidora.adapter.attach import hold_in_bfloat16, linear_layers
-from peft_bidora.recipe.loading import BYTES, leave_file
-from peft_bidora.recipe.outlook import UPPER_PASSES, activation_bytes
+from peft_bidora.adapter.held import hold_in_bfloat16, leave_file, round_to_bfloat16
+from peft_bidora.recipe.outlook import UPPER_PASSES, memory_bytes
+from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import skeleton
 
 RESULTS = Path(__file__).parent / "results"
@@ -139,12 +138,14 @@ def measured(model_name: str, method: str, case: str, source: str) -> dict[str, 
     }.get(bits)
     model = auto_class(model_name).from_pretrained(source, dtype=torch.float32, quantization_config=packed)
     if bits == 16:
-        hold_in_bfloat16(model)
+        round_to_bfloat16(model)
     elif bits < 16:
         leave_file(model)
     head, kind = head_modules(model), "SEQ_CLS" if model_name == "encoder" else "CAUSAL_LM"
     options = AdapterOptions(16, 32, 0.0, "all-linear")
     model = attach_adapter(model, options, use_dora=method != "lora", task_type=kind, head=head)
+    if bits == 16:
+        hold_in_bfloat16(model)
     batch, tokens = BATCH[model_name]
     trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
     generator = torch.Generator().manual_seed(0)
@@ -185,21 +186,21 @@ def measured(model_name: str, method: str, case: str, source: str) -> dict[str, 
 
 
 def told_bytes(model_name: str, trained: int, case: str) -> float:
-    """Return the bytes of weights, trained parameters and activations by the formulae."""
+    """Return the bytes of weights, trained parameters and activations, as `check` counts them."""
     (bits, bfloat16, checkpointed), (rows, tokens) = CASES[case], BATCH[model_name]
     base = skeleton(CONFIGS[model_name], auto_class(model_name))
-    linear = sum(layer.weight.numel() for layer in linear_layers(base).values())
-    frozen = sum(each.numel() for each in base.parameters())
-    section = SimpleNamespace(batch_size=rows)
-    recipe: Any = SimpleNamespace(
-        retrain=section,
-        method="lora",
-        precision="bfloat16" if bfloat16 else "float32",
-        activation_checkpointing=checkpointed,
+    recipe = Recipe.model_validate(
+        {
+            **dict.fromkeys(("model", "output"), "."),
+            "data": {"train": "."},
+            **{phase: {"batch_size": rows} for phase in ("search", "retrain")},
+            "precision": "bfloat16" if bfloat16 else "float32",
+            "base_dtype": "bfloat16" if bits == 16 else None,
+            "quantization": f"{bits}bit" if bits < 16 else None,
+            "activation_checkpointing": checkpointed,
+        }
     )
-    held = BYTES[{32: "float32", 16: "bfloat16", 8: "8bit", 4: "4bit"}[bits]]
-    activations = activation_bytes(recipe, CONFIGS[model_name], tokens)
-    return 4 * (frozen - linear) + held * linear + 12 * trained + activations
+    return memory_bytes(recipe, base, trained + sum(each.numel() for each in base.parameters()), trained, tokens)
 
 
 def told_flop(model_name: str, method: str, case: str) -> float:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import TrainerCallback
 
 from peft_bidora.adapter import regularizer
-from peft_bidora.adapter.attach import hold_in_bfloat16
+from peft_bidora.adapter.held import hold_in_bfloat16
 from peft_bidora.adapter.layer import base_row_norm_squared, norm_in_graph
 from peft_bidora.adapter.parameters import split_levels
 from peft_bidora.adapter.shards import times_parts, whole_rows
@@ -126,8 +126,8 @@ def differentiate_coarse(_folder: Path) -> dict[str, tuple[list[Tensor], list[Te
         results = []
         for sharded in (False, True):
             base = make_model(family)
-            hold_in_bfloat16(base)
             model = attach(base, "all-linear", dropout=0.1)
+            hold_in_bfloat16(model)
             _draw_b(model)
             if sharded:
                 shard_base(model)

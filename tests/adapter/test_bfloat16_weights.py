@@ -8,7 +8,7 @@ from families import FAMILIES, attach, make_batch, make_model
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from peft_bidora.adapter.attach import hold_in_bfloat16
+from peft_bidora.adapter.held import hold_in_bfloat16, round_to_bfloat16
 from peft_bidora.adapter.layer import base_row_norm_squared, dora_layers, norm_in_graph
 from peft_bidora.adapter.regularizer import OrthogonalityRegularizer
 from peft_bidora.adapter.weight import rows_by_weight
@@ -23,9 +23,8 @@ def rounded(family: str) -> nn.Module:
 
 def pair(family: str, dropout: float = 0.0) -> tuple[Any, Any]:
     """The same adapted model, its weights in float32 and in bfloat16, the adapter not at its start."""
-    held = rounded(family)
-    hold_in_bfloat16(held)
-    whole, coarse = (attach(model, "all-linear", dropout=dropout) for model in (rounded(family), held))
+    whole, coarse = (attach(rounded(family), "all-linear", dropout=dropout) for _ in range(2))
+    hold_in_bfloat16(coarse)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
         for (name, one), other in zip(whole.named_parameters(), coarse.parameters(), strict=True):
@@ -59,13 +58,19 @@ def test_passes_and_gradients_are_those_over_the_same_numbers_in_float32(family:
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_start_is_the_base_model_and_its_magnitudes_are_the_norms_of_the_rows(family: str) -> None:
+def test_start_is_the_base_model_and_its_magnitudes_are_the_norms_of_the_rows(family: str, held: bool) -> None:
     model, batch = make_model(family), make_batch(family)
-    hold_in_bfloat16(model)
+    if held:
+        round_to_bfloat16(model)
+    else:  # as somebody else loads it: PEFT rounds the norms to 16 bits
+        hold_in_bfloat16(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = model(**batch).logits
         adapted = attach(model, "all-linear").eval()
+        if held:
+            hold_in_bfloat16(adapted)
         found = adapted(**batch).logits
     assert torch.equal(found, expected)
     for _, module, adapter in dora_layers(adapted):
@@ -85,6 +90,11 @@ def test_linear_layers_of_the_base_model_are_in_bfloat16_and_all_else_is_in_floa
     encoder_decoder = make_model("t5")
     hold_in_bfloat16(encoder_decoder)
     kept = {name.split(".")[-2] for name, each in encoder_decoder.named_parameters() if each.dtype == torch.float32}
+    held_before = {name for name, each in encoder_decoder.named_parameters() if each.dtype == torch.bfloat16}
+    adapted = attach(make_model("t5"), "all-linear")
+    hold_in_bfloat16(adapted)  # after it the same, none of the adapter
+    names = {name for name, each in adapted.named_parameters() if each.dtype == torch.bfloat16}
+    assert {name.removeprefix("base_model.model.").replace(".base_layer", "") for name in names} == held_before
     assert "wo" in kept  # which transformers keeps there
     assert not kept & {"q", "k", "v", "o", "wi"}
     assert {each.dtype for each in model.parameters()} == {torch.bfloat16, torch.float32}
@@ -105,6 +115,7 @@ def test_product_with_a_coarse_weight_is_that_with_its_numbers_and_twice_differe
     weight = torch.randn(5, 3, generator=generator).bfloat16()
     rows = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64).requires_grad_()  # of two lanes
     torch.testing.assert_close(rows_by_weight(rows, weight), rows @ weight.double().T, rtol=0, atol=0)
+    assert rows_by_weight(weight, weight.half()).dtype == torch.float32  # which has the bits of both
     assert torch.autograd.gradcheck(lambda each: rows_by_weight(each, weight), rows)
     assert torch.autograd.gradgradcheck(lambda each: rows_by_weight(each, weight).square(), rows)
 

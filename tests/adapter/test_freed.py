@@ -42,6 +42,14 @@ def test_adapter_is_the_same_to_the_bit_whether_freed_memory_is_given_back(make_
     assert all(torch.equal(one, other) for one, other in zip(given_back, made(), strict=True))
 
 
+def test_it_is_given_back_after_attaching_and_after_the_products_of_rows(make_adapted, monkeypatch) -> None:
+    given = []
+    for module in (attach, regularizer):
+        monkeypatch.setattr(module, "give_back_freed", lambda name=module.__name__: given.append(name))
+    regularizer.OrthogonalityRegularizer(make_adapted())
+    assert given == [attach.__name__, regularizer.__name__]
+
+
 def test_c_library_without_a_trim_is_left_alone(monkeypatch) -> None:
     monkeypatch.setattr(freed.ctypes, "CDLL", lambda name: object())
     give_back_freed()

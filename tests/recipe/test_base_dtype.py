@@ -8,12 +8,25 @@ from typing import Any
 
 import pytest
 import torch
+from recipes import rows
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    Gemma2Config,
+    Gemma2Model,
+    T5Config,
+    T5EncoderModel,
+    T5ForSequenceClassification,
+)
 
-from peft_bidora.adapter.attach import linear_layers
+from peft_bidora.adapter.held import held_weights
 from peft_bidora.data.source import read_table
 from peft_bidora.errors import BiDoRAError
+from peft_bidora.recipe import run as run_module
 from peft_bidora.recipe.capabilities import capabilities
 from peft_bidora.recipe.finished import load_base, load_trained, predict_with, read_run, tabulated
 from peft_bidora.recipe.lane_settings import load_settings
@@ -22,12 +35,16 @@ from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.loading import load_base_model, saved_bytes
 from peft_bidora.recipe.merge import merge
 from peft_bidora.recipe.prepare import prepare
-from peft_bidora.recipe.run import run
-from peft_bidora.tasks.registry import TASKS
+from peft_bidora.recipe.run import load_model, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Merge lora module to", "ignore:.*is_gradient_checkpointing")
 Make = Callable[..., Path]
 HALF: dict[str, Any] = {"precision": "bfloat16", "base_dtype": "bfloat16"}
+TAGGED: dict[str, Any] = {"data__text": None, "data__label": None}
+TAGS = [
+    [{"tokens": row["text"].split(), "tags": ["B-WORD", *["O"] * (len(row["text"].split()) - 1)]} for row in part]
+    for part in (rows(40), rows(12, 100))
+]
 
 
 @pytest.fixture
@@ -79,20 +96,58 @@ def test_merged_weights_are_made_of_what_was_trained_over(make_recipe: Make, mod
     assert torch.equal(base.get_parameter(f"bert.{name}"), weights[name])
 
 
+@pytest.fixture
+def gemma(model_folder: Path, tmp_path: Path) -> Path:
+    """A decoder stored in bfloat16 that has a number beside its weights, the root of its width: no square here."""
+    folder = tmp_path / "gemma"
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), num_key_value_heads=1, head_dim=12, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+        **shape,
+    )  # fmt: skip
+    Gemma2Model(config).bfloat16().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bert", "gemma", "t5"])
+def test_run_over_a_model_stored_so_is_that_over_float32_to_the_bit(
+    kind: str, make_recipe: Make, stored: Callable[[torch.dtype], Path], gemma: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    source = {"bert": stored(torch.bfloat16), "gemma": gemma, "t5": tmp_path / "t5"}[kind]
+    if kind == "t5":
+        AutoTokenizer.from_pretrained(model_folder).save_pretrained(source)
+        T5EncoderModel(
+            T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, pad_token_id=0)
+        ).bfloat16().save_pretrained(source)
+    task = {"task": "token-classification", **TAGGED} if kind == "t5" else {}
+    path = make_recipe(*(TAGS if kind == "t5" else ()), model=str(source), adapter__dropout=0.1, **{**HALF, **task})
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        recipe = load_recipe(path, [f"base_dtype={dtype}", f"output={tmp_path / dtype}"])
+        run(recipe)
+        outputs.append(load_file(recipe.output / "adapter" / "adapter_model.safetensors"))
+        merge(recipe.output, tmp_path / f"merged-{dtype}")
+        outputs.append(load_file(tmp_path / f"merged-{dtype}" / "model.safetensors"))
+    for found, expected in ((outputs[2], outputs[0]), (outputs[3], outputs[1])):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_weights_are_mapped_where_they_are_stored_so_and_the_file_is_let_go_where_not(
+def test_linear_layers_are_held_so_and_the_file_is_let_go(
     dtype: torch.dtype, make_recipe: Make, stored: Callable[[torch.dtype], Path]
 ) -> None:
     source = stored(dtype)
-    prepared = prepare(load_recipe(make_recipe(model=str(source), **HALF)))
-    model = load_base_model(prepared.recipe, prepared.kind, prepared.rows.task, str(source), prepared.tokenizer)
-    held = {each.weight for each in linear_layers(model).values()}
-    assert {each.dtype for each in held} == {torch.bfloat16}
+    model = load_model(prepare(load_recipe(make_recipe(model=str(source), **HALF))))
+    held = {each for each in model.parameters() if each.dtype == torch.bfloat16}
+    assert held == set(held_weights(model))
+    assert len(held) == 2 * 6 + 1  # of each layer, and the pooler
     assert {each.dtype for each in model.parameters() if each not in held} == {torch.float32}
-    mapped = {each for each in model.parameters() if is_mapped(each, source)}
-    assert mapped == (held if dtype == torch.bfloat16 else set())
-    assert (str(source) in Path("/proc/self/maps").read_text()) == (dtype == torch.bfloat16)
+    assert str(source) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -108,14 +163,6 @@ def test_file_is_let_go_where_linear_layers_are_packed(
     assert torch.equal(model.get_input_embeddings().weight, expected)
 
 
-def is_mapped(parameter: torch.Tensor, folder: Path) -> bool:
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        first, last = (int(each, 16) for each in line.split()[0].split("-"))
-        if first <= parameter.data_ptr() < last:
-            return str(folder) in line
-    return False
-
-
 def test_weights_that_are_stored_in_bfloat16_are_loaded_in_float32_if_not_told_otherwise(
     make_recipe: Make, stored: Callable[[torch.dtype], Path]
 ) -> None:
@@ -125,9 +172,14 @@ def test_weights_that_are_stored_in_bfloat16_are_loaded_in_float32_if_not_told_o
     assert {each.dtype for each in model.parameters()} == {torch.float32}
 
 
-def test_lanes_are_the_runs_alone(make_recipe: Make, tmp_path: Path) -> None:
+def test_lanes_are_the_runs_alone(make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_recipe(search__hypergradient="finite-difference", **HALF)
-    for lane in run_lanes(load_settings(path, [], ["method=lora,bidora"]), tmp_path / "run"):
+    held = list[Any]()
+    hold = run_module.hold_in_bfloat16
+    monkeypatch.setattr(run_module, "hold_in_bfloat16", lambda model: (held.append(model), hold(model)))
+    lanes = run_lanes(load_settings(path, [], ["method=lora,bidora"]), tmp_path / "run")
+    assert held
+    for lane in lanes:
         alone = load_recipe(path, [f"method={lane.setting.values['method']}", f"output={tmp_path / 'alone'}"])
         run(alone, overwrite=True)
         found, expected = (probabilities(folder) for folder in (lane.setting.recipe.output, alone.output))
@@ -157,11 +209,15 @@ def test_what_does_not_go_with_it_is_refused(changes: dict[str, Any], message: s
 
 def test_saved_memory_is_two_bytes_of_each_number_in_a_linear_layer(make_recipe: Make, model_folder: Path) -> None:
     recipe = load_recipe(make_recipe(**HALF))
-    saved = saved_bytes(recipe, TASKS["sequence-classification"], str(model_folder))
-    assert saved == 2 * (2 * (4 * 16 * 16 + 2 * 16 * 24) + 16 * 16)  # two layers and the pooler
+    with torch.device("meta"):
+        model = BertForSequenceClassification(BertConfig.from_pretrained(model_folder))
+        encoder_decoder = T5ForSequenceClassification(T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2))
+    assert saved_bytes(recipe, model) == 2 * (2 * (4 * 16 * 16 + 2 * 16 * 24) + 16 * 16)  # two layers and the pooler
+    # Attention of the encoder, that of the decoder twice, and what reads in the layers beside; what writes stays.
+    assert saved_bytes(recipe, encoder_decoder) == 2 * (3 * 4 * 16 * 16 + 2 * 16 * 24)
     for other in ("float32", None):
         whole = recipe.model_copy(update={"base_dtype": other})
-        assert saved_bytes(whole, TASKS["sequence-classification"], str(model_folder)) == 0
+        assert saved_bytes(whole, model) == 0
 
 
 def test_run_of_a_version_without_the_key_is_resumed(make_recipe: Make) -> None:

@@ -14,6 +14,7 @@ from peft_bidora.recipe.load import load_recipe, recipe_keys
 from peft_bidora.recipe.options import adapter_options, baseline_arguments, bidora_arguments, task_options
 from peft_bidora.recipe.outlook import activation_bytes
 from peft_bidora.tasks import registry
+from peft_bidora.tasks.base_model import skeleton
 
 PHASE = {
     "steps": "7",
@@ -164,7 +165,9 @@ def built(path: Path, overrides: list[str]) -> dict[str, Any]:
         "rows": (prepared.rows.split_hashes(), task.state()),
         "options": task_options(recipe),
         "packing": loading.packing(recipe, prepared.kind, prepared.source),
-        "stored": loading.loading_options(recipe, prepared.kind, prepared.source).get("dtype"),
+        "saved": loading.saved_bytes(
+            recipe, skeleton(loading.load_config(prepared.source), prepared.kind.auto_class(None))
+        ),
         "activations": activation_bytes(recipe, loading.load_config(prepared.source), 8),
         "hub": recipe.push_to_hub,  # read by the command line, after the run
     }

@@ -20,7 +20,6 @@ from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.merge import merge
 from peft_bidora.recipe.prepare import prepare
 from peft_bidora.recipe.run import make_trainer, run
-from peft_bidora.tasks.registry import TASKS
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings(
@@ -58,11 +57,9 @@ def test_linear_layers_are_packed_and_the_head_is_not(bits: str, make_recipe: Ma
 def test_packed_weights_of_transposed_layers_are_counted(
     make_recipe: Make, make_language_model, tmp_path: Path
 ) -> None:
-    make_language_model("gpt2").save_pretrained(tmp_path / "gpt2")
     recipe = load_recipe(make_recipe(quantization="8bit"))
     # Of each of 2 layers: 16 · 48 + 16 · 16 in attention, twice 16 · 64 beside it; the output stays in float32.
-    saved = loading.saved_bytes(recipe, TASKS["text-generation"], str(tmp_path / "gpt2"))
-    assert saved == 3 * 2 * (16 * 64 + 2 * 16 * 64)
+    assert loading.saved_bytes(recipe, make_language_model("gpt2")) == 3 * 2 * (16 * 64 + 2 * 16 * 64)
 
 
 @pytest.mark.parametrize("method", ["lora", "bidora"])

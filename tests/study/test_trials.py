@@ -9,9 +9,9 @@ import pytest
 from peft_bidora.errors import CheckpointError, InUseError
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.output import held
-from peft_bidora.study.trials import TRIALS, WORKER, claim, open_study, sweep
+from peft_bidora.study.trials import TRIALS, WORKER, claim, open_study
 from peft_bidora.study.tune import tune
-from peft_bidora.study.workers import working
+from peft_bidora.study.workers import sweep, working
 
 Make = Callable[..., Path]
 RUNNING, FAIL, COMPLETE = (optuna.trial.TrialState[name] for name in ("RUNNING", "FAIL", "COMPLETE"))
@@ -54,7 +54,7 @@ def test_trial_whose_process_is_gone_is_failed_and_another_begun(tmp_path: Path)
     assert trial.number == 1
     assert states(study) == [FAIL, RUNNING]
     assert (gone / "run").is_dir()
-    sweep(tmp_path)
+    sweep(tmp_path, WORKER)
     assert not list(tmp_path.glob(".trial-under-way-*"))
 
 

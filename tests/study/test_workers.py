@@ -101,7 +101,10 @@ def test_comparison_is_joined_as_it_was_begun(make_recipe: Make, tmp_path: Path)
     with pytest.raises(CheckpointError, match=r"holds no comparison to join\. Begin it by this command without --join"):
         compare(plan, join=True)
     compare(plan)
+    left = tmp_path / f"run/{JOINED}-1"  # by a killed process
+    left.mkdir()
     assert compare(plan, join=True) == json.loads((tmp_path / "run/comparison.json").read_text())
+    assert not left.exists()
     with pytest.raises(CheckpointError, match=r"has other folders, runs\. Give the command that began it"):
         compare(make_plan(recipe, [], ["lora", "dora"], seeds=1), join=True)
 

@@ -22,6 +22,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "adam in two parts": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
 }
 HALVES = {name: {**WHOLE[name], "per_device_train_batch_size": 4} for name in ("linear", "adam")}
+pytestmark = pytest.mark.slow
 WAYS = {"whole": False, "sharded": True}
 TOLERANCE = 1e-5
 LOSS: dict[str, float] = {"rel": TOLERANCE, "abs": 0.0}

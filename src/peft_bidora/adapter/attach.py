@@ -199,25 +199,6 @@ def _refuse_zero_rows(model: PeftModel) -> None:
             )
 
 
-def hold_in_bfloat16(model: nn.Module) -> None:
-    """Hold the weights of the linear layers that can be adapted in bfloat16, and all else in float32.
-
-    Under autocast a pass then computes what it does with these weights in float32, to the bit.
-
-    Args:
-        model: a transformers model, before PEFT; it is changed in place, a weight at a time.
-    """
-    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}  # may share one
-    finer = set(getattr(model, "_keep_in_fp32_modules", None) or ())  # T5's `wo`, whose input takes its precision
-    layers = linear_layers(model).items()
-    held = {layer.weight for name, layer in layers if not finer.intersection(name.split("."))} - embeddings
-    for parameter in model.parameters():
-        if parameter in held:
-            parameter.data = parameter.data.to(torch.bfloat16)
-        else:  # a copy: a view would keep the whole of a mapped file in memory
-            parameter.data = parameter.data.to(torch.float32, copy=True)
-
-
 @torch.no_grad()
 def _measure_coarse_rows(model: PeftModel) -> None:
     """Set the magnitudes over weights in 16 bits, which PEFT rounds to as many, to the norms of the rows."""

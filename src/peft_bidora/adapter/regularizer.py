@@ -172,14 +172,14 @@ def _gram(layers: list[tuple[Any, str]], rows: Any) -> Tensor:
 
 
 def _times_rows(a: Tensor, layer: tuple[Any, str], rows: Any) -> Tensor:
-    """Return A·W0ᵀ of some rows of W0, ([lanes,] r, k)."""
+    """Return A·W0ᵀ of some rows of W0, ([lanes,] r, k); a W0 in parts has no lanes."""
     if is_part(layer[0].get_base_layer().weight):
         return base_product(layer[0], a).mT[..., rows]
     return a @ _weight(layer, rows).T
 
 
 def _pulled_back(pulled: Tensor, layer: tuple[Any, str], rows: Any) -> Tensor:
-    """Return Pᵀ·W0 of some rows of both, ([lanes,] r, in)."""
+    """Return Pᵀ·W0 of some rows of both, ([lanes,] r, in); a W0 in parts has no lanes."""
     module = layer[0]
     weight = module.get_base_layer().weight
     if not is_part(weight):

@@ -49,9 +49,10 @@ def rows_by_weight(rows: Tensor, weight: Tensor) -> Tensor:
         rows: ([lanes,] r, in).
         weight: (out, in), W0, which has no gradient.
     """
-    if torch.promote_types(rows.dtype, weight.dtype) == weight.dtype:
-        return rows.to(weight.dtype) @ weight.T
-    return rows_by_packed(rows, torch.t, weight.T)
+    dtype = torch.promote_types(rows.dtype, weight.dtype)
+    if dtype == weight.dtype:
+        return rows.to(dtype) @ weight.T
+    return rows_by_packed(rows.to(dtype), torch.t, weight.T)
 
 
 def rows_by_packed(rows: Tensor, unpack: Callable[..., Tensor], *packed: Tensor) -> Tensor:

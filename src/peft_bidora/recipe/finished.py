@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_bidora.adapter.export import load_adapter
+from peft_bidora.adapter.held import hold_in_bfloat16
 from peft_bidora.data.columns import Columns
 from peft_bidora.data.examples import Examples
 from peft_bidora.data.glue import labelled_test
@@ -99,6 +100,8 @@ def load_trained(run: FinishedRun, *, unpacked: bool = False) -> Any:
         base = load_base(run, unpacked=unpacked)
         try:
             model = load_adapter(weights, base)
+            if run.recipe.base_dtype == "bfloat16" and not unpacked:
+                hold_in_bfloat16(model)
         except BiDoRAError:
             raise
         except Exception as error:  # peft, safetensors and torch each raise types of their own
@@ -114,9 +117,7 @@ def load_base(run: FinishedRun, *, unpacked: bool = False) -> Any:
     """Return the base model of a run, before it was adapted; args and errors as in `load_trained`."""
     recipe = run.recipe
     base = load_base_model(recipe, run.kind, run.task, resolve_model(recipe.model), run.tokenizer)
-    if unpacked and recipe.quantization is not None:
-        return base.dequantize()
-    return base.float() if unpacked and recipe.base_dtype == "bfloat16" else base
+    return base.dequantize() if unpacked and recipe.quantization is not None else base
 
 
 def predict_with(

@@ -3,18 +3,19 @@
 from importlib.util import find_spec
 from typing import Any
 
-from peft_bidora.adapter.attach import head_modules, hold_in_bfloat16, linear_layers
+from peft_bidora.adapter.attach import head_modules, linear_layers
+from peft_bidora.adapter.held import held_weights, leave_file, round_to_bfloat16
 from peft_bidora.errors import Faults, ModelError, RecipeError
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.tasks.base_model import load_config, skeleton
 from peft_bidora.tasks.task import Task, TaskKind
 
 # Of a frozen number in a linear layer; in NF4 64 of them share a scale in float32.
-BYTES = {"float32": 4, "bfloat16": 2, "8bit": 1, "4bit": 1 / 2 + 4 / 64}
+BYTES = {"8bit": 1, "4bit": 1 / 2 + 4 / 64}
 
 
 def load_base_model(recipe: Recipe, kind: TaskKind, task: Task, source: str, tokenizer: Any) -> Any:
-    """Return the model of a run before it is adapted.
+    """Return the model of a run before it is adapted, weights that are to be held in bfloat16 rounded.
 
     Args:
         recipe: of the run.
@@ -28,24 +29,15 @@ def load_base_model(recipe: Recipe, kind: TaskKind, task: Task, source: str, tok
     """
     model = task.load_model(source, tokenizer, **loading_options(recipe, kind, source))
     if recipe.base_dtype == "bfloat16":
-        hold_in_bfloat16(model)
+        round_to_bfloat16(model)
     elif recipe.quantization is not None:
         leave_file(model)
     return model
 
 
-def leave_file(model: Any) -> None:
-    """Copy what of a model is a view of a mapped file: each view keeps the whole of the file in memory."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.device.type == "cpu":
-            parameter.data = parameter.data.clone()
-
-
 def loading_options(recipe: Recipe, kind: TaskKind, source: str) -> dict[str, Any]:
     """Return what `from_pretrained` is told of the base model beyond its task, args as in `load_base_model`."""
     options: dict[str, Any] = {}
-    if recipe.base_dtype == "bfloat16":
-        options["dtype"] = "auto"  # as they are stored: mapped into memory on a CPU, not copied
     if recipe.method == "bidora" and recipe.search.hypergradient == "exact":
         options["attn_implementation"] = "eager"
     if (packed := packing(recipe, kind, source)) is not None:
@@ -73,12 +65,17 @@ def packing(recipe: Recipe, kind: TaskKind, source: str) -> dict[str, Any] | Non
     return {**four, "llm_int8_skip_modules": kept}
 
 
-def saved_bytes(recipe: Recipe, kind: TaskKind, source: str) -> float:
-    """Return by how many bytes the frozen weights are less than in float32, args as in `load_base_model`."""
-    config = load_config(source)
-    model = skeleton(config, kind.auto_class(config))
-    linear = sum(layer.weight.numel() for layer in linear_layers(model).values())
-    return float(linear * (4 - BYTES[recipe.quantization or recipe.base_dtype or "float32"]))
+def saved_bytes(recipe: Recipe, model: Any) -> float:
+    """Return by how many bytes the frozen weights are less than in float32.
+
+    Args:
+        recipe: of the run.
+        model: its base model, on the meta device.
+    """
+    if recipe.quantization is not None:
+        numbers = sum(layer.weight.numel() for layer in linear_layers(model).values())
+        return float(numbers * (4 - BYTES[recipe.quantization]))
+    return 2.0 * sum(weight.numel() for weight in held_weights(model)) if recipe.base_dtype == "bfloat16" else 0.0
 
 
 def check_loading(recipe: Recipe, kind: TaskKind, config: Any) -> None:

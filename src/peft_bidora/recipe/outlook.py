@@ -55,11 +55,22 @@ def outlook(prepared: Prepared) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "parameters": total,
         **_steps(prepared),
-        "memory_bytes": 4 * total
-        - int(saved_bytes(recipe, prepared.kind, prepared.source))
-        + 12 * trainable
-        + activation_bytes(recipe, config, tokens["longest_read"]),
+        "memory_bytes": memory_bytes(recipe, model, total, trainable, tokens["longest_read"]),
     }
+
+
+def memory_bytes(recipe: Recipe, model: Any, total: int, trainable: int, tokens: int) -> int:
+    """Return what a run takes beside the libraries, see `outlook`.
+
+    Args:
+        recipe: of the run.
+        model: its base model, on the meta device.
+        total: of all parameters.
+        trainable: of those that are trained.
+        tokens: of a row.
+    """
+    held = 4 * total - int(saved_bytes(recipe, model))
+    return held + 12 * trainable + activation_bytes(recipe, model.config, tokens)
 
 
 def time_steps(prepared: Prepared, make_trainer: Callable[[Prepared], Any]) -> float:

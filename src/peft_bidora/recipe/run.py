@@ -10,6 +10,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from peft_bidora import launched
 from peft_bidora.adapter.attach import attach_adapter, head_modules
+from peft_bidora.adapter.held import hold_in_bfloat16
 from peft_bidora.data.examples import Examples
 from peft_bidora.recipe import folder
 from peft_bidora.recipe.callbacks import EvaluateLastStep, PhaseProgress, ProgressLines, Stopwatch
@@ -110,13 +111,16 @@ def load_model(prepared: Prepared) -> Any:
         enable({"use_reentrant": False})
     if recipe.method == "full":
         return model
-    return attach_adapter(
+    adapted = attach_adapter(
         model,
         adapter_options(recipe),
         use_dora=recipe.method != "lora",
         task_type=task.peft_type,
         head=head_modules(model),
     )
+    if recipe.base_dtype == "bfloat16":
+        hold_in_bfloat16(adapted)
+    return adapted
 
 
 def make_trainer(prepared: Prepared, model: Any = None) -> ExactTrainer:

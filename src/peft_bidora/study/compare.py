@@ -19,7 +19,7 @@ from peft_bidora.study.jobs import Job, Tell, run_jobs
 from peft_bidora.study.plan import Plan
 from peft_bidora.study.plan_file import JOINED, PLAN, RESULT, begin, check_joined, check_same, log_file, require_free
 from peft_bidora.study.summary import Metrics, require_rates, summarise
-from peft_bidora.study.workers import working
+from peft_bidora.study.workers import sweep, working
 
 logger = logging.getLogger(__name__)
 RESULT_LOCK = ".comparison.lock"
@@ -90,6 +90,7 @@ def compare(
         result = summarise(plan, _metrics(plan))
         with FileLock(plan.output / RESULT_LOCK):  # workers may end at the same time
             folder.write_json(plan.output / RESULT, result)
+        sweep(plan.output, JOINED)
         return result
 
 

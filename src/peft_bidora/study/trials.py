@@ -1,14 +1,13 @@
 """The trials of `tune` on disk, which several processes may work on: optuna's journal, and who has which trial."""
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from peft_bidora.errors import BiDoRAError, CheckpointError, InUseError
-from peft_bidora.recipe.output import held, in_use
+from peft_bidora.errors import BiDoRAError, CheckpointError
+from peft_bidora.recipe.output import in_use
 from peft_bidora.training.ranks import APART
 
 TRIALS, LOCK, CLAIM = "optuna-trials.log", ".optuna-trials.lock", ".optuna-claim.lock"
@@ -66,15 +65,6 @@ def open_study(output: Path, identity: str, direction: str) -> Any:
         direction=direction,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=WATCHED),
     )
-
-
-def sweep(output: Path) -> None:
-    """Remove the folders that killed processes left."""
-    for path in output.glob(f"{WORKER}-*"):
-        with suppress(InUseError), held(path):
-            for left in path.iterdir():
-                if left.is_dir():
-                    shutil.rmtree(left)
 
 
 def claim(study: Any, worker: Path, trials: int, seed: int) -> tuple[Any, bool]:

@@ -25,8 +25,8 @@ from peft_bidora.recipe.prepare import Prepared, prepare
 from peft_bidora.recipe.run import make_trainer
 from peft_bidora.recipe.schema import Recipe
 from peft_bidora.recipe.study_folder import check_study
-from peft_bidora.study.trials import CLAIM, TRIALS, WORKER, claim, open_study, optuna_library, sweep
-from peft_bidora.study.workers import is_worked_on, working
+from peft_bidora.study.trials import CLAIM, TRIALS, WORKER, claim, open_study, optuna_library
+from peft_bidora.study.workers import is_worked_on, sweep, working
 
 RESULT, BEST, RUN = "tune.json", "best.yaml", "run"
 POLL_SECONDS = 1.0
@@ -107,7 +107,7 @@ def tune(
                     watch(_try(study, trial, path, overrides, worker / RUN))
                 elif not over:
                     sleep(POLL_SECONDS)  # others are still at theirs
-        sweep(output)
+        sweep(output, WORKER)
         with FileLock(output / CLAIM):  # workers may end at the same time
             return _conclude(study, path, overrides, output, prepared)
 

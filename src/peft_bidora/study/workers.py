@@ -3,6 +3,7 @@
 The system ends a hold with its process, however that ends, so that a folder which nobody holds was left by a kill.
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
@@ -27,3 +28,12 @@ def working(output: Path, name: str) -> Iterator[Path]:
 def is_worked_on(output: Path, name: str) -> bool:
     """Return whether a process holds such a folder now."""
     return any(in_use(path) for path in output.glob(f"{name}-*"))
+
+
+def sweep(output: Path, name: str) -> None:
+    """Remove the folders that killed processes left."""
+    for path in output.glob(f"{name}-*"):
+        with suppress(InUseError), held(path):
+            for left in path.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
