@@ -32,6 +32,11 @@ rounds' own ratios. What the methods reach on real data stands in [Results](resu
 
 def main() -> None:
     """Write the page."""
+    (ROOT / "docs/benchmarks.md").write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """Return the page."""
     parts = [
         INTRODUCTION,
         *steps(),
@@ -47,7 +52,7 @@ def main() -> None:
         *fidelity(),
         misses(),
     ]
-    (ROOT / "docs/benchmarks.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def steps() -> list[str]:

@@ -21,8 +21,13 @@ a part of BiDoRA is worth. The cost of a step and of a run stands in [Benchmarks
 
 def main() -> None:
     """Write the page."""
+    (ROOT / "docs/results.md").write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """Return the page."""
     parts = [INTRODUCTION, *grid(), *not_shown(), *methods(), *decomposition(), *ablations(), *defaults()]
-    (ROOT / "docs/results.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def grid() -> list[str]:
