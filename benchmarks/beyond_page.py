@@ -86,8 +86,8 @@ def small_memory() -> list[str]:
         "Where no weights are unpacked, operations a second agree between the two models to 13 %, so that the formula"
         " tells the time of a step once the rate of a device is known. Packed weights save less than the formula tells,"
         " since each product unpacks its weight for a moment, 8 bits into float32. BiDoRA beyond LoRA keeps W0·W0ᵀ of"
-        " layers of at most 1,024 rows for the orthogonality (`adapter.orthogonality: 0` leaves it out), and gradients of"
-        " both levels.",
+        " layers of at most 1,024 rows for the orthogonality (`adapter.orthogonality: 0` leaves it out), and"
+        " gradients of both levels.",
         "",
     ]
 

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from peft_bidora.adapter.attach import linear_layers
+from peft_bidora.adapter.freed import give_back_freed
 
 
 def held_weights(model: nn.Module) -> list[nn.Parameter]:
@@ -43,6 +44,7 @@ def hold_in_bfloat16(model: nn.Module) -> None:
         if parameter in held:
             parameter.data = parameter.data.bfloat16()
     leave_file(model)
+    give_back_freed()
 
 
 def leave_file(model: nn.Module) -> None:
