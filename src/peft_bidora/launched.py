@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from peft_bidora.errors import RecipeError
 
-FSDP = "ACCELERATE_USE_FSDP"
+FSDP, DEEPSPEED, MIXED_PRECISION = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_MIXED_PRECISION"
 
 
 def count() -> int:
@@ -32,7 +32,31 @@ def _number(name: str, default: int) -> int:
 
 def wants_fsdp() -> bool:
     """Return whether accelerate and transformers would divide the weights of a model."""
-    return os.environ.get(FSDP, "").lower() in ("1", "true", "yes", "on")
+    return _is_set(FSDP)
+
+
+def refuse_others() -> None:
+    """Raise RecipeError for what accelerate is told and a recipe cannot have; all faults.
+
+    transformers would look for the package, or let it pass without a word.
+    """
+    faults = []
+    if _is_set(DEEPSPEED):
+        faults.append(
+            f"{DEEPSPEED}: DeepSpeed steps inside of backward, where the bi-level search takes its own gradients. Start"
+            " the processes with torchrun."
+        )
+    if (said := os.environ.get(MIXED_PRECISION, "")) in ("fp16", "fp8"):
+        faults.append(
+            f"{MIXED_PRECISION}={said}: two optimisers break its loss scaling. Leave --mixed_precision out, and set"
+            " precision=bfloat16 in the recipe."
+        )
+    if faults:
+        raise RecipeError(*faults)
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
 
 
 @contextmanager

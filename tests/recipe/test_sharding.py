@@ -10,7 +10,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from peft_bidora import launched
-from peft_bidora.errors import RecipeError
+from peft_bidora.errors import ModelError, RecipeError
 from peft_bidora.recipe.load import load_recipe
 from peft_bidora.recipe.run import run
 from peft_bidora.recipe.sharding import check_fsdp, check_sharding, divides_weights
@@ -33,7 +33,7 @@ def test_options_that_divide_weights_in_another_way_are_refused_at_once() -> Non
     with pytest.raises(RecipeError) as caught:
         check_fsdp({**LAUNCHED, "FSDP_VERSION": "1", **other, "FSDP_ACTIVATION_CHECKPOINTING": "True"})
     assert caught.value.faults == (
-        "FSDP_VERSION=1: expected 2. Start it with --fsdp_version 2.",
+        "FSDP_VERSION=1: expected 2. Start it with --fsdp_version 2, or torchrun with FSDP_VERSION=2.",
         "FSDP_RESHARD_AFTER_FORWARD=FULL_SHARD: expected true. Leave --fsdp_reshard_after_forward out.",
         "FSDP_OFFLOAD_PARAMS=true: expected false. Leave --fsdp_offload_params out; weights stay on their devices.",
         "FSDP_ACTIVATION_CHECKPOINTING=True: expected false. Set activation_checkpointing: true in the recipe.",
@@ -105,3 +105,22 @@ def test_one_process_trains_with_whole_weights_and_says_so(make_recipe: Make, mo
     recipe = load_recipe(make_recipe(method="full", retrain__steps=2))
     assert run(recipe, announce=said.append)["method"] == "full"
     assert said[0] == "FSDP is asked for and one process was started, which holds the whole weights."
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "words"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed steps inside of backward.*Start the processes with torchrun"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16: two optimisers break its loss scaling.*precision=bfloat16"),
+    ],
+)
+def test_what_else_accelerate_is_told_is_refused_before_anything_is_loaded(
+    name: str, said: str, words: str, make_recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, said)
+    recipe = load_recipe(make_recipe(model="no/model"))
+    with pytest.raises(RecipeError, match=words):
+        run(recipe)
+    monkeypatch.setenv(name, "no")  # accelerate's word for none
+    with pytest.raises(ModelError):
+        run(recipe)

@@ -56,6 +56,7 @@ def run(
         BiDoRAError: anything in recipe, data or model, before weights are loaded.
         ProcessError: another process of the run ended.
     """
+    launched.refuse_others()
     with launched.fsdp() as options, ExitStack() as stack, lost_processes(recipe.output):
         ranks.join()
 

@@ -9,7 +9,7 @@ from peft_bidora.training.sharding import require_torch
 
 # What each option has to be, and what to do where it is not. The rest say how shards are made, which is settled here.
 _EXPECTED = {
-    "FSDP_VERSION": ("2", "Start it with --fsdp_version 2."),
+    "FSDP_VERSION": ("2", "Start it with --fsdp_version 2, or torchrun with FSDP_VERSION=2."),
     "FSDP_RESHARD_AFTER_FORWARD": ("true", "Leave --fsdp_reshard_after_forward out."),
     "FSDP_OFFLOAD_PARAMS": ("false", "Leave --fsdp_offload_params out; weights stay on their devices."),
     "FSDP_ACTIVATION_CHECKPOINTING": ("false", "Set activation_checkpointing: true in the recipe."),

@@ -57,6 +57,7 @@ def shard_base(model: PeftModel) -> None:
             fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
     if hasattr(model, "generate"):  # which goes round the forward pass of a PEFT model
         register_fsdp_forward_method(model, "generate")
+    del named
     give_back_freed()  # of the whole weights
 
 
