@@ -112,24 +112,25 @@ def sharded() -> list[str]:
         "## Frozen weights that are divided",
         "",
         f"The decoder above, {frozen:,.0f} MiB in float32 (about half of it where it is held in bfloat16), over"
-        f" processes that talk by gloo, a thread each, on {settings['cores']} cores (`benchmarks/sharded.py`). MiB of a"
-        " process: its part of the frozen weights in float32, 4 P / N bytes; the peak while the model is loaded, adapted"
-        " and divided; then the resident memory, what of it no file backs, and what of that came with the model.",
+        f" processes that talk by gloo, a thread each, on {settings['cores']} cores (`benchmarks/sharded.py`). MiB of"
+        " a process: its part of the frozen weights in float32, 4 P / N bytes; the peak while the model is loaded,"
+        " adapted and divided; then the resident memory, what of it no file backs, and what of that came with the"
+        " model.",
         "",
         table(["processes", "stored in", "4 P / N", "peak of loading", "resident", "no file", "of the model"], loading),
         f"Search steps, K = 1, one row of {settings['tokens']} tokens a process: what no file backs after a step, the"
         " peak, seconds, and the MiB of whole weights that a step puts together.",
         "",
         table(["processes", "passes", "after a step", "peak", "s a step", "gathered"], steps),
-        "What is held follows the formula, but for W0·W0ᵀ of layers of at most 1,024 rows, 224 MiB here, which every"
-        " process keeps whole for the orthogonality, and for the adapter with its optimisers. One process reads weights"
-        " in float32 where the file lies: resident, but not counted as held. A step puts the frozen weights together for"
-        " each of its passes, 3 in float32 and 4 in bfloat16, and once more for its backward; the orthogonality sends"
-        " none. A pass over divided weights holds more for its time: by their sizes embeddings and output, 64 MiB, until"
-        " its end, and the layers that come and go, 45 MiB each, with what they are sent in. The rest are gaps that"
-        " glibc keeps between freed blocks, more than half of what is held after a step of several processes; with"
-        " `MALLOC_MMAP_THRESHOLD_=65536` in the environment (blocks mapped) it keeps none. The peak of loading is the"
-        " whole model and such gaps, whatever the number of processes.",
+        "What is held follows the formula, but for W0·W0ᵀ of layers of at most 1,024 rows, 224 MiB here, which"
+        " every process keeps whole for the orthogonality, and for the adapter with its optimisers. One process"
+        " reads weights in float32 where the file lies: resident, but not counted as held. A step puts the frozen"
+        " weights together for each of its passes, 3 in float32 and 4 in bfloat16, and once more for its backward;"
+        " the orthogonality sends none. A pass over divided weights holds more for its time: by their sizes"
+        " embeddings and output, 64 MiB, until its end, and the layers that come and go, 45 MiB each, with what they"
+        " are sent in. The rest are gaps that glibc keeps between freed blocks, more than half of what is held"
+        " after a step of several processes; with `MALLOC_MMAP_THRESHOLD_=65536` in the environment (blocks mapped)"
+        " it keeps none. The peak of loading is the whole model and such gaps, whatever the number of processes.",
         "",
     ]
 
