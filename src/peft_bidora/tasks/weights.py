@@ -20,7 +20,7 @@ def load_weights(
     label_names: Sequence[str] | None = None,
     **config: Any,
 ) -> Any:
-    """Return the pretrained model, in float32 if not told otherwise; a head that it lacks starts at random values.
+    """Return the pretrained model in float32; a head that its weights lack starts at random values.
 
     So does a small part of the base model that they lack as a whole, a pooler say; its name is in the model's
     `new_modules`, and it has to be trained and saved like the head.
@@ -44,10 +44,11 @@ def load_weights(
         with _quiet():
             model, report = auto_class.from_pretrained(
                 source,
+                dtype=torch.float32,
                 pad_token_id=tokenizer.pad_token_id,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **{"dtype": torch.float32, **config},
+                **config,
             )
     except Exception as error:  # safetensors, torch and transformers each raise types of their own
         reason = " ".join(str(error).split())[:300]
