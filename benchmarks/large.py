@@ -12,7 +12,6 @@ the median of such means.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,12 +21,12 @@ from typing import Any
 
 import bitsandbytes
 import peft
-import psutil
 import torch
 import transformers
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, get_peft_model
 from small_memory import MIB, RESULTS, forget_peak, resident_bytes
+from tables import printed
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -127,11 +126,7 @@ def options_of(words: list[str]) -> argparse.Namespace:
 
 def in_a_process(method: str) -> dict[str, float]:
     """Return what a process of its own measures, with the options of this one."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--case", method]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        raise SystemExit(finished.stderr)
-    found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    found: dict[str, float] = printed([__file__, *sys.argv[1:], "--case", method])
     return found
 
 
@@ -142,7 +137,7 @@ def measured(options: argparse.Namespace, method: str) -> dict[str, float]:
     if options.kv_heads:
         config.num_key_value_heads = options.kv_heads
     model = packed_model(config, options.device)
-    held = torch.cuda.memory_allocated() if options.device == "cuda" else psutil.Process().memory_info().rss
+    held = torch.cuda.memory_allocated() if options.device == "cuda" else resident_bytes("VmRSS")
     trained = adapted(model, options, method)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(5, config.vocab_size, (8 * options.batch, options.tokens), generator=generator).tolist()

@@ -10,9 +10,6 @@ stands that spent in `all_reduce`, waiting for the slower rank included, with th
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -20,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from tables import printed
 from torch import distributed as dist
 from transformers import AutoModelForSequenceClassification, BertConfig, TrainerCallback
 
@@ -101,18 +99,9 @@ def run(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return the median step of each phase, as the first process of a case measured it."""
     processes, share = CASES[name]
     own = ["--case", str(round(options.rows * share)), "--tokens", str(options.tokens)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__]
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__]
     with tempfile.TemporaryDirectory() as folder:
-        finished = subprocess.run(
-            [*command, *own, "--folder", folder],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    if finished.returncode:
-        raise SystemExit(finished.stderr)
-    found: dict[str, dict[str, float]] = json.loads(finished.stdout.splitlines()[-1])
+        found: dict[str, dict[str, float]] = printed([*command, *own, "--folder", folder], OMP_NUM_THREADS="1")
     return found
 
 

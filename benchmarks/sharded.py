@@ -13,8 +13,6 @@ import argparse
 import gc
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -22,6 +20,7 @@ from typing import Any
 
 import torch
 from small_memory import CONFIGS, MIB, Watch, forget_peak, resident_bytes
+from tables import printed
 from torch import distributed as dist
 from torch.distributed import _functional_collectives as functional
 from transformers import AutoModelForCausalLM
@@ -91,7 +90,7 @@ class GatheringWatch(Watch):
         super().on_step_end(args, state, control, **more)
         if Path(args.output_dir).name != "retrain":
             self.counts.append(self.gathered.taken())
-            self.held = memory()["RssAnon"]
+            self.held = resident_bytes("RssAnon")
 
 
 def main() -> None:
@@ -148,27 +147,20 @@ def run(processes: int, tokens: int, source: str, passes: str | None = None, *, 
     """Return what processes measure: of loading, or of search steps."""
     # One process without torchrun: under it its weights leave the file that they were mapped from.
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, __file__]
     own = ["--tokens", str(tokens), "--source", source, *(["--passes", passes] if passes else [])]
     own += ["--half"] if half or (passes and PASSES[passes][0]) else []
     with tempfile.TemporaryDirectory() as folder:
-        finished = subprocess.run(
-            [*command, *own, "--folder", folder],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(PASSES[passes][2] if passes else {})},
+        told = PASSES[passes][2] if passes else {}
+        found: dict[str, float] = printed(
+            [*launcher, __file__, *own, "--folder", folder], **{"OMP_NUM_THREADS": "1", **told}
         )
-    if finished.returncode:
-        raise SystemExit(finished.stderr)
-    found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
     return found
 
 
 def loaded(source: str, half: bool) -> tuple[Any, dict[str, float]]:
     """Return the adapted model, its frozen weights divided, and MiB: before, the peak, and what is held after."""
     torch.manual_seed(0)  # the adapter has to be the same on all
-    before = memory()
+    before, anonymous_before = resident_bytes("VmRSS"), resident_bytes("RssAnon")
     forget_peak()
     base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     if half:
@@ -178,13 +170,12 @@ def loaded(source: str, half: bool) -> tuple[Any, dict[str, float]]:
         hold_in_bfloat16(model)
     shard_base(model)
     gc.collect()
-    peak, after = resident_bytes("VmHWM"), memory()
     found = {
-        "before": before["VmRSS"],
-        "peak": peak,
-        "resident": after["VmRSS"],
-        "anonymous": after["RssAnon"],
-        "anonymous_before": before["RssAnon"],
+        "before": before,
+        "peak": resident_bytes("VmHWM"),
+        "resident": resident_bytes("VmRSS"),
+        "anonymous": resident_bytes("RssAnon"),
+        "anonymous_before": anonymous_before,
     }
     return model, {f"{name}_mib": round(value / MIB) for name, value in found.items()}
 
@@ -233,12 +224,6 @@ def of_the_most(found: dict[str, float]) -> dict[str, float] | None:
         each = [None] * ranks.count()
         dist.all_gather_object(each, found)
     return {name: max(own[name] for own in each) for name in found} if ranks.rank() == 0 else None
-
-
-def memory() -> dict[str, int]:
-    """Return the bytes that Linux counts of this process, by their names in /proc/self/status."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if words[-1] == "kB"}
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ by then. All linear layers are adapted, rank 16. LoRA is PEFT's, in transformers
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -17,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from tables import printed
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -109,11 +108,7 @@ def main() -> None:
 
 def in_a_process(case: list[str], threads: int) -> dict[str, float]:
     """Return what a process of its own measures."""
-    command = [sys.executable, __file__, "--threads", str(threads), "--case", *case]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        raise SystemExit(finished.stderr)
-    found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    found: dict[str, float] = printed([__file__, "--threads", str(threads), "--case", *case])
     return found
 
 
@@ -224,7 +219,7 @@ def forget_peak() -> None:
 
 
 def resident_bytes(name: str) -> int:
-    """Return a figure of /proc/self/status: VmRSS, or VmHWM, the most since `forget_peak`."""
+    """Return a figure of /proc/self/status: VmRSS, RssAnon of no file, or VmHWM, the most since `forget_peak`."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
